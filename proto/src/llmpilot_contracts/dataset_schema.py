@@ -6,7 +6,8 @@ can be turned into measurements without a further check.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 1
@@ -66,9 +67,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(name="request_count", kind=int, unit="requests", description="Requests sent", nullable=True),
     Column(name="error_count", kind=int, unit="requests", description="Requests that failed", nullable=True),
-    Column(
-        name="error_rate", kind=float, unit="", description="error_count / request_count", nullable=True, maximum=1
-    ),
+    Column(name="error_rate", kind=float, unit="", description="error_count / request_count", nullable=True, maximum=1),
     Column(
         name="oom_count",
         kind=int,
@@ -81,44 +80,49 @@ COLUMNS: tuple[Column, ...] = (
 KEY = ("llm", "gpu_profile", "users_count")
 COLUMN_NAMES = tuple(column.name for column in COLUMNS)
 
+# Python's int and float also take "1_000", " 1 " and "nan"; other readers of the file do not.
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_ERROR_RATE_TOLERANCE = 1e-6
+
 
 def problems(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return every way in which a table breaks the schema, each with its column and row (1 is the first data row)."""
-    return [*_header_problems(header)] or [*_row_problems(rows)]
+    return [*_header_problems(header)] or [*_rows_problems(rows)]
+
+
+def row_problems(row: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the column and the description of every way in which one row, with a cell per column, breaks the schema."""
+    cell_problems = [
+        (column.name, problem)
+        for column, cell in zip(COLUMNS, row, strict=True)
+        if (problem := _cell_problem(column, cell))
+    ]
+    yield from cell_problems or _count_problems(dict(zip(COLUMN_NAMES, row, strict=True)))
 
 
 def _header_problems(header: Sequence[str]) -> Iterator[str]:
     for name in COLUMN_NAMES:
-        if name not in header:
-            yield f"column {name}: missing"
-    for name in header:
+        if header.count(name) != 1:
+            yield f"column {name}: must appear once, appears {header.count(name)} times"
+    for name in dict.fromkeys(header):
         if name not in COLUMN_NAMES:
             yield f"column {name}: not in schema version {SCHEMA_VERSION}"
-        elif header.count(name) > 1:
-            yield f"column {name}: appears {header.count(name)} times"
-    if not [*_unordered(header)]:
-        return
-    yield from _unordered(header)
-
-
-def _unordered(header: Sequence[str]) -> Iterator[str]:
-    if sorted(header) == sorted(COLUMN_NAMES) and tuple(header) != COLUMN_NAMES:
+    if tuple(header) != COLUMN_NAMES and sorted(header) == sorted(COLUMN_NAMES):
         yield f"columns: must be in the order {', '.join(COLUMN_NAMES)}"
 
 
-def _row_problems(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _rows_problems(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     seen: dict[tuple[str, ...], int] = {}
     if not rows:
-        yield "rows: none"
+        yield "rows: there are none"
     for number, row in enumerate(rows, start=1):
         if len(row) != len(COLUMNS):
             yield f"row {number}: has {len(row)} cells, must have {len(COLUMNS)}"
             continue
-        for column, cell in zip(COLUMNS, row, strict=True):
-            problem = _cell_problem(column, cell)
-            if problem:
-                yield f"row {number}, column {column.name}: {problem}"
-        key = tuple(row[: len(KEY)])
+        for name, problem in row_problems(row):
+            yield f"row {number}, column {name}: {problem}"
+        key = (*row[: len(KEY) - 1], row[len(KEY) - 1].lstrip("0"))  # 1 and 01 are the same users_count
         if key in seen:
             yield f"row {number}: repeats row {seen[key]} ({', '.join(key)})"
         seen.setdefault(key, number)
@@ -128,14 +132,35 @@ def _cell_problem(column: Column, cell: str) -> str | None:
     if cell == "":
         return None if column.nullable else "must not be empty"
     if column.kind is str:
-        allowed = not column.values or cell in column.values
-        return None if allowed else f"must be one of {', '.join(column.values)}, is {cell!r}"
-    try:
-        value = column.kind(cell)
-    except ValueError:
-        return f"must be {'a whole number' if column.kind is int else 'a number'}, is {cell!r}"
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return f"must be finite, is {cell!r}"
+        return _text_problem(column, cell)
+    if not (_WHOLE_NUMBER if column.kind is int else _NUMBER).fullmatch(cell):
+        return f"must be a {'whole ' if column.kind is int else ''}number, is {cell!r}"
+    value = float(cell)
+    if not math.isfinite(value):
+        return f"must be finite, is {cell}"
     if not column.minimum <= value <= column.maximum:
         return f"must be between {column.minimum:g} and {column.maximum:g}, is {cell}"
     return None
+
+
+def _text_problem(column: Column, cell: str) -> str | None:
+    if column.values and cell not in column.values:
+        return f"must be one of {', '.join(column.values)}, is {cell!r}"
+    if cell != cell.strip() or not cell.isprintable():
+        return f"must be printable text without spaces around it, is {cell!r}"
+    return None
+
+
+def _count_problems(row: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    requests, errors, out_of_memory = (
+        int(row[name]) if row[name] else None for name in ("request_count", "error_count", "oom_count")
+    )
+    if requests is not None and errors is not None and errors > requests:
+        yield "error_count", f"must be at most request_count {requests}, is {errors}"
+    if errors is not None and out_of_memory is not None and out_of_memory > errors:
+        yield "oom_count", f"must be at most error_count {errors}, is {out_of_memory}"
+    if errors is None or not requests:
+        if row["error_rate"]:
+            yield "error_rate", f"must be empty without error_count and request_count, is {row['error_rate']}"
+    elif not row["error_rate"] or abs(float(row["error_rate"]) - errors / requests) > _ERROR_RATE_TOLERANCE:
+        yield "error_rate", f"must be error_count / request_count = {errors / requests:g}, is {row['error_rate']!r}"

@@ -1,1 +1,1 @@
-""".""" 
+"""Recommends the cheapest GPU deployment that serves an LLM to its users within latency limits."""

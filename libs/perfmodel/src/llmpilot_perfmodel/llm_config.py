@@ -1,0 +1,242 @@
+"""Turns the text of a Hugging Face config.json into an `LlmSpec`.
+
+Invariant: `parse_config` returns a spec without violations or raises `InvalidInputError` with every problem it found.
+"""
+
+from dataclasses import replace
+
+from llmpilot_perfmodel.architecture import (
+    FAMILIES,
+    LLAMA,
+    Architecture,
+    Experts,
+    Family,
+    LatentAttention,
+    T5Architecture,
+)
+from llmpilot_perfmodel.config_reader import ConfigReader, parse_object
+from llmpilot_perfmodel.llm_spec import (
+    HEAD_COUNT_RANGE,
+    LAYER_COUNT_RANGE,
+    POSITION_COUNT_RANGE,
+    RELATIVE_ATTENTION_RANGE,
+    VOCABULARY_SIZE_RANGE,
+    LlmSpec,
+)
+from llmpilot_perfmodel.parameter_count import decoder_parameter_count, t5_parameter_count
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+HIDDEN = ("hidden_size", "d_model", "n_embd", "n_embed")
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+HEAD_SIZE = ("head_dim", "d_kv", "kv_channels")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+VOCABULARY = ("vocab_size",)
+
+WIDTH_MAXIMUM = 10**6
+EXPERT_MAXIMUM = 10**5
+T5_TYPES = ("t5", "mt5", "umt5")
+UNEVEN_LAYERS = (
+    "block_configs",
+    "interleave_moe_layer_step",
+    "layers_block_type",
+    "linear_num_value_heads",
+    "mamba_d_state",
+)
+"""Keys of LLMs whose layers are not all of one shape, so that the formulas here would miscount them."""
+DEFAULT_DTYPE = "float32"
+"""What Hugging Face's transformers loads when a config.json names no data type."""
+
+
+def parse_config(text: str) -> LlmSpec:
+    """Return what a config.json says of its LLM, for a multimodal one of its language part.
+
+    Parameters are counted from the sizes; quantization does not change their number. A `model_type` nobody taught
+    this module is taken for a relative of Llama.
+    """
+    reader = _language_reader(parse_object(text))
+    model_type = reader.word("model_type")
+    if not reader.has("model_type"):
+        reader.refuse("model_type", 'is missing; it names the family, e.g. "llama"')
+    if model_type in T5_TYPES:
+        spec = _t5_spec(reader, model_type)
+    else:
+        spec = _decoder_spec(reader, "unknown" if model_type is None else model_type)
+    sizes_are_right = not reader.violations
+    for violation in spec.violations():
+        if sizes_are_right or violation.field != "parameter_count":
+            reader.refuse(violation.field, violation.description)
+    reader.raise_violations()
+    return spec
+
+
+def _language_reader(document: dict[str, object]) -> ConfigReader:
+    reader = ConfigReader(document)
+    section = reader.section("text_config")
+    reader.raise_violations()
+    if section is None:
+        return reader
+    stated = {key: value for key, value in section.items() if value is not None}
+    inherited = {key: document[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in document}
+    return ConfigReader(inherited | stated)
+
+
+def _torch_dtype(reader: ConfigReader) -> str:
+    torch_dtype = reader.word("torch_dtype", "dtype")
+    return DEFAULT_DTYPE if torch_dtype is None else torch_dtype
+
+
+def _decoder_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
+    if reader.flag("is_encoder_decoder", default=False):
+        known = ", ".join(T5_TYPES)
+        reader.refuse("is_encoder_decoder", f"must be false unless model_type is one of {known}")
+    for key in UNEVEN_LAYERS:
+        if reader.has(key):
+            reader.refuse(key, "layers of mixed shapes are not understood; give the architecture as a spec instead")
+    architecture = _architecture(reader, model_type)
+    return LlmSpec(
+        model_type=model_type,
+        is_encoder_decoder=False,
+        parameter_count=decoder_parameter_count(architecture),
+        layer_count=architecture.layer_count,
+        head_count=architecture.head_count,
+        vocabulary_size=architecture.vocabulary_size,
+        max_position_count=architecture.position_count,
+        uses_flash_attention=architecture.family.flash_attention,
+        relative_attention_max_distance=None,
+        relative_attention_bucket_count=None,
+        torch_dtype=_torch_dtype(reader),
+    )
+
+
+def _architecture(reader: ConfigReader, model_type: str) -> Architecture:
+    family = _family(reader, model_type)
+    hidden_size = reader.required_count(*HIDDEN, maximum=WIDTH_MAXIMUM)
+    head_count = reader.required_count(*HEADS, maximum=HEAD_COUNT_RANGE[1])
+    latent_attention = _latent_attention(reader)
+    if family.position_offset is None:
+        position_count = reader.count(*POSITIONS, maximum=POSITION_COUNT_RANGE[1])
+    else:
+        position_count = reader.required_count(*POSITIONS, maximum=POSITION_COUNT_RANGE[1])
+    architecture = Architecture(
+        family=family,
+        layer_count=reader.required_count(*LAYERS, maximum=LAYER_COUNT_RANGE[1]),
+        hidden_size=hidden_size,
+        head_count=head_count,
+        key_value_head_count=_key_value_head_count(reader, model_type, head_count),
+        head_size=reader.count(*HEAD_SIZE, maximum=WIDTH_MAXIMUM) or max(hidden_size // head_count, 1),
+        inner_size=_inner_size(reader, family, hidden_size),
+        vocabulary_size=reader.required_count(*VOCABULARY, maximum=VOCABULARY_SIZE_RANGE[1]),
+        position_count=position_count,
+        tied=reader.flag("tie_word_embeddings", default=family.tied_by_default),
+        experts=_experts(reader),
+        latent_attention=latent_attention,
+    )
+    if not reader.violations:
+        _refuse_uneven_heads(reader, architecture)
+    return architecture
+
+
+def _refuse_uneven_heads(reader: ConfigReader, architecture: Architecture) -> None:
+    heads = architecture.head_count
+    if not reader.has(*HEAD_SIZE) and not architecture.latent_attention and architecture.hidden_size % heads:
+        reader.refuse(HIDDEN[0], f"must be a multiple of the {heads} heads, is {architecture.hidden_size}")
+    if heads % architecture.key_value_head_count:
+        kv_heads = architecture.key_value_head_count
+        reader.refuse(KEY_VALUE_HEADS[0], f"must divide the {heads} attention heads, is {kv_heads}")
+
+
+def _family(reader: ConfigReader, model_type: str) -> Family:
+    family = FAMILIES.get(model_type, LLAMA)
+    if model_type == "falcon":
+        bias = reader.flag("bias", default=False)
+        parallel = reader.flag("parallel_attn", default=True)
+        one_norm = parallel and not reader.flag("new_decoder_architecture", default=False)
+        norms_per_layer = 1 if one_norm else 2
+        return replace(family, qkv_bias=bias, output_bias=bias, mlp_bias=bias, norms_per_layer=norms_per_layer)
+    if reader.has("attention_bias"):
+        bias = reader.flag("attention_bias", default=False)
+        family = replace(family, qkv_bias=bias, output_bias=bias)
+    if reader.has("mlp_bias"):
+        family = replace(family, mlp_bias=reader.flag("mlp_bias", default=False))
+    return family
+
+
+def _key_value_head_count(reader: ConfigReader, model_type: str, head_count: int) -> int:
+    stated = reader.count(*KEY_VALUE_HEADS, maximum=HEAD_COUNT_RANGE[1])
+    multi_query = reader.flag("multi_query", default=model_type in ("falcon", "gpt_bigcode"))
+    if reader.flag("new_decoder_architecture", default=False):
+        return stated or head_count
+    if multi_query:  # Falcon's config.json states as many key/value heads as heads beside multi_query
+        return 1
+    return stated or head_count
+
+
+def _inner_size(reader: ConfigReader, family: Family, hidden_size: int) -> int:
+    ratio = reader.count("expansion_ratio", maximum=64) or family.inner_per_hidden
+    if ratio is not None and not reader.has(*INNER):
+        return ratio * hidden_size
+    inner_size = reader.required_count(*INNER, maximum=WIDTH_MAXIMUM)
+    return inner_size // 2 if family.gate_halves_inner else inner_size
+
+
+def _experts(reader: ConfigReader) -> Experts | None:
+    expert_count = reader.count(*EXPERTS, minimum=0, maximum=EXPERT_MAXIMUM)
+    if not expert_count:
+        return None
+    expert_inner_size = reader.required_count("moe_intermediate_size", *INNER, maximum=WIDTH_MAXIMUM)
+    shared_expert_count = reader.count("n_shared_experts", minimum=0, maximum=EXPERT_MAXIMUM) or 0
+    shared_inner_size = reader.count("shared_expert_intermediate_size", minimum=0, maximum=WIDTH_MAXIMUM)
+    return Experts(
+        expert_count=expert_count,
+        expert_inner_size=expert_inner_size,
+        shared_inner_size=shared_inner_size or shared_expert_count * expert_inner_size,
+        dense_layer_count=reader.count("first_k_dense_replace", minimum=0, maximum=LAYER_COUNT_RANGE[1]) or 0,
+    )
+
+
+def _latent_attention(reader: ConfigReader) -> LatentAttention | None:
+    if not reader.has("kv_lora_rank"):
+        return None
+    return LatentAttention(
+        query_rank=reader.count("q_lora_rank", maximum=WIDTH_MAXIMUM),
+        key_value_rank=reader.required_count("kv_lora_rank", maximum=WIDTH_MAXIMUM),
+        rope_head_size=reader.required_count("qk_rope_head_dim", maximum=WIDTH_MAXIMUM),
+        nope_head_size=reader.required_count("qk_nope_head_dim", maximum=WIDTH_MAXIMUM),
+        value_head_size=reader.required_count("v_head_dim", maximum=WIDTH_MAXIMUM),
+    )
+
+
+def _t5_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
+    encoder_layer_count = reader.required_count("num_layers", maximum=LAYER_COUNT_RANGE[1])
+    decoder_layer_count = reader.count("num_decoder_layers", maximum=LAYER_COUNT_RANGE[1]) or encoder_layer_count
+    bucket_count = reader.count("relative_attention_num_buckets", maximum=RELATIVE_ATTENTION_RANGE[1]) or 32
+    feed_forward = reader.word("feed_forward_proj") or ("relu" if model_type == "t5" else "gated-gelu")
+    architecture = T5Architecture(
+        encoder_layer_count=encoder_layer_count,
+        decoder_layer_count=decoder_layer_count,
+        hidden_size=reader.required_count(*HIDDEN, maximum=WIDTH_MAXIMUM),
+        head_count=reader.required_count(*HEADS, maximum=HEAD_COUNT_RANGE[1]),
+        head_size=reader.required_count("d_kv", "head_dim", maximum=WIDTH_MAXIMUM),
+        inner_size=reader.required_count(*INNER, maximum=WIDTH_MAXIMUM),
+        gated=feed_forward.startswith("gated"),
+        vocabulary_size=reader.required_count(*VOCABULARY, maximum=VOCABULARY_SIZE_RANGE[1]),
+        bucket_count=bucket_count,
+        tied=reader.flag("tie_word_embeddings", default=model_type == "t5"),
+    )
+    max_distance = reader.count("relative_attention_max_distance", maximum=RELATIVE_ATTENTION_RANGE[1]) or 128
+    return LlmSpec(
+        model_type=model_type,
+        is_encoder_decoder=True,
+        parameter_count=t5_parameter_count(architecture),
+        layer_count=decoder_layer_count,
+        head_count=architecture.head_count,
+        vocabulary_size=architecture.vocabulary_size,
+        max_position_count=reader.count(*POSITIONS, maximum=POSITION_COUNT_RANGE[1]),
+        uses_flash_attention=False,
+        relative_attention_max_distance=max_distance,
+        relative_attention_bucket_count=bucket_count,
+        torch_dtype=_torch_dtype(reader),
+    )

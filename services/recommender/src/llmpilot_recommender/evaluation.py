@@ -1,0 +1,198 @@
+"""Nested leave-one-LLM-out evaluation of the paper's method, Sec. V-C, Lazuka et al., 2024.
+
+For each LLM the hyperparameters are chosen on the other LLMs only, the booster is trained on the other LLMs only, and
+its decisions are scored on the LLM's true latencies. A booster trained without the LLMs A and B serves both the split
+that holds out A and the one that holds out B, so half of the trainings are enough.
+Invariant: nothing measured on an LLM reaches the predictions for it.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpilot_perfmodel.gpu_catalogue import GpuProfile
+from llmpilot_perfmodel.llm_spec import LlmSpec
+from llmpilot_recommender.dataset import Dataset
+from llmpilot_recommender.decision import CurvePoint, LatencyLimits, or_infinite
+from llmpilot_recommender.scores import Curves, Prices, Scenario, Score, score_curves
+from llmpilot_recommender.training import Grid, Hyperparameters, Progress, TrainingSet, fit, scores_on, training_set
+
+PAPER_LIMITS = LatencyLimits(nttft_ms=100, itl_ms=50)
+PAPER_USERS_COUNT = 200
+GRID_NTTFT_MS = (25.0, 50.0, 100.0, 200.0, 400.0)
+GRID_ITL_MS = (25.0, 35.0, 50.0, 75.0, 100.0)
+GRID_USERS_COUNTS = (50, 200, 1000)
+PUBLISHED_ERROR_RATE = 1.0
+"""The truth as published: failed requests do not count."""
+CLEAN_ERROR_RATE = 0.01
+"""The clean truth: a load with more than 1 % failed requests does not serve its users."""
+
+
+def paper_scenario(error_rate: float) -> Scenario:
+    """Return the paper's scenario under one of the two truths."""
+    limits = LatencyLimits(nttft_ms=PAPER_LIMITS.nttft_ms, itl_ms=PAPER_LIMITS.itl_ms, error_rate=error_rate)
+    return Scenario(limits=limits, users_count=PAPER_USERS_COUNT)
+
+
+def grid_scenarios(error_rate: float) -> tuple[Scenario, ...]:
+    """Return the 75 scenarios of the grid under one of the two truths."""
+    return tuple(
+        Scenario(limits=LatencyLimits(nttft_ms=nttft, itl_ms=itl, error_rate=error_rate), users_count=users)
+        for nttft, itl, users in itertools.product(GRID_NTTFT_MS, GRID_ITL_MS, GRID_USERS_COUNTS)
+    )
+
+
+def true_curves(dataset: Dataset) -> Curves:
+    """Return the measured latencies and error rates."""
+    curves: dict[str, dict[str, list[CurvePoint]]] = defaultdict(lambda: defaultdict(list))
+    for row in dataset.measurements:
+        curves[row.llm][row.gpu_profile].append(
+            CurvePoint(
+                users_count=row.users_count,
+                nttft_ms=or_infinite(row.nttft.median_ms),
+                itl_ms=or_infinite(row.itl.median_ms),
+                error_rate=row.error_rate,
+            )
+        )
+    return curves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedResult:
+    """What one seed gave, per truth."""
+
+    seed: int
+    hyperparameters: Mapping[str, Hyperparameters]
+    """By held-out LLM, chosen at the paper's limits."""
+    paper: Mapping[str, Score]
+    """By truth ("published", "clean"): the paper's scenario."""
+    grid: Mapping[str, Sequence[Score]]
+    """By truth: every scenario of the grid, boosters trained for its limits with the same hyperparameters."""
+
+
+class Evaluation:
+    """The nested evaluation on one dataset; every seed is a run of its own."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        specs: Mapping[str, LlmSpec],
+        profiles: Mapping[str, GpuProfile],
+        prices: Prices,
+        *,
+        grid: Grid,
+        worker_count: int,
+    ) -> None:
+        self._data = training_set(dataset, specs, profiles)
+        self._specs = specs
+        self._profiles = profiles
+        self._prices = prices
+        self._grid = grid
+        self._worker_count = worker_count
+        self._truth = true_curves(dataset)
+        self._llms = sorted(set(self._data.llms.tolist()))
+        self._users_counts = dataset.users_counts
+
+    def run(self, seed: int, progress: Progress) -> SeedResult:
+        """Evaluate with one seed; `progress` counts trainings."""
+        limit_pairs = [
+            LatencyLimits(nttft_ms=nttft, itl_ms=itl) for nttft, itl in itertools.product(GRID_NTTFT_MS, GRID_ITL_MS)
+        ]
+        pairs = list(itertools.combinations(self._llms, 2))
+        counter = _Counter(progress, len(pairs) + len(limit_pairs))
+        with ThreadPoolExecutor(self._worker_count) as pool:
+            try:
+                chosen = self._choose(pool, pairs, seed, counter)
+                predicted: dict[tuple[float, float], Curves] = {}
+                all_curves = pool.map(lambda limits: self._predict(chosen, limits, seed), limit_pairs)
+                for limits, curves in zip(limit_pairs, all_curves, strict=True):
+                    predicted[limits.nttft_ms, limits.itl_ms] = curves
+                    counter.step()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return self._scored(seed, chosen, predicted)
+
+    def _scored(
+        self, seed: int, chosen: Mapping[str, Hyperparameters], predicted: Mapping[tuple[float, float], Curves]
+    ) -> SeedResult:
+        def scored(scenario: Scenario) -> Score:
+            curves = predicted[scenario.limits.nttft_ms, scenario.limits.itl_ms]
+            return score_curves(curves, self._truth, scenario, self._prices)
+
+        truths = {"published": PUBLISHED_ERROR_RATE, "clean": CLEAN_ERROR_RATE}
+        return SeedResult(
+            seed=seed,
+            hyperparameters=chosen,
+            paper={truth: scored(paper_scenario(rate)) for truth, rate in truths.items()},
+            grid={truth: [scored(entry) for entry in grid_scenarios(rate)] for truth, rate in truths.items()},
+        )
+
+    def _choose(
+        self, pool: ThreadPoolExecutor, pairs: Sequence[tuple[str, str]], seed: int, counter: "_Counter"
+    ) -> dict[str, Hyperparameters]:
+        """Return, for each held-out LLM, the hyperparameters with the lowest mean error on the others."""
+        weights = self._data.weights(PAPER_LIMITS)
+        totals = {llm: np.zeros(len(self._grid.all())) for llm in self._llms}
+
+        def errors(pair: tuple[str, str]) -> NDArray[np.float64]:
+            scores = scores_on(self._data, weights, left_out=pair, scored=pair, grid=self._grid, seed=seed)
+            return np.concatenate(list(scores))
+
+        for (first, second), scores in zip(pairs, pool.map(errors, pairs), strict=True):
+            on_first, on_second = scores.T
+            totals[first] += on_second
+            totals[second] += on_first
+            counter.step()
+        return {llm: self._grid.all()[int(np.argmin(total))] for llm, total in totals.items()}
+
+    def _predict(self, chosen: Mapping[str, Hyperparameters], limits: LatencyLimits, seed: int) -> Curves:
+        return {llm: self._predict_llm(llm, chosen[llm], limits, seed) for llm in self._llms}
+
+    def _predict_llm(
+        self, llm: str, parameters: Hyperparameters, limits: LatencyLimits, seed: int
+    ) -> dict[str, list[CurvePoint]]:
+        data: TrainingSet = self._data
+        booster = fit(data, data.llms != llm, data.weights(limits), parameters, seed)
+        profiles = list(self._truth[llm])
+        features = data.schema.encode(self._specs[llm], [self._profiles[name] for name in profiles], self._users_counts)
+        latencies = booster.inplace_predict(features).reshape(len(profiles), len(self._users_counts), 2).tolist()
+        return {
+            profile: [
+                CurvePoint(users_count=users, nttft_ms=nttft, itl_ms=itl, error_rate=None)
+                for users, (nttft, itl) in zip(self._users_counts, rows, strict=True)
+            ]
+            for profile, rows in zip(profiles, latencies, strict=True)
+        }
+
+
+class _Counter:
+    """Counts steps for a progress callback."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def step(self) -> None:
+        self._done += 1
+        self._progress(self._done, self._total)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation (of a sample; 0 for a single value)."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0
+
+
+def grid_means(scores: Sequence[Score]) -> Iterator[tuple[str, float]]:
+    """Yield the mean of each score over the scenarios in which it is known."""
+    counted = [score for score in scores if score.llm_count]
+    for name in ("success_rate", "overspend", "so", "loss"):
+        values = [value for score in counted if (value := getattr(score, name)) is not None]
+        yield name, float(np.mean(values)) if values else float("nan")
