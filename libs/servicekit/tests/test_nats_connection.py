@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import nats.aio.client
+import psutil
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int64Value, StringValue
@@ -323,14 +324,34 @@ def test_a_payload_larger_than_the_server_takes_is_refused(start_nats: StartNats
     asyncio.run(check())
 
 
+def test_closing_against_a_frozen_server_ends_in_time_and_silence(
+    start_nats: StartNats, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        server = start_nats()
+        frozen = psutil.Process(server.process.pid)
+        async with asyncio.timeout(20), connection(server.url) as here:
+            got = here.follow()
+            await here.publish("1")
+            await until(lambda: len(got) == 1)
+            frozen.suspend()
+            await until(lambda: frozen.status() == psutil.STATUS_STOPPED)
+        frozen.resume()
+
+    asyncio.run(check())
+    assert caplog.records == []
+
+
 def test_a_frozen_server_makes_publishing_unavailable_in_time(start_nats: StartNats) -> None:
     async def check() -> None:
         server = start_nats()
         async with connection(server.url) as here:
-            server.process.send_signal(19)  # SIGSTOP
+            frozen = psutil.Process(server.process.pid)
+            frozen.suspend()
+            await until(lambda: frozen.status() == psutil.STATUS_STOPPED)
             with pytest.raises(UnavailableError, match="did not acknowledge"):
                 await here.nats.publish(SUBJECT, event_id="1", payload=StringValue(), timeout_seconds=0.05)
-            server.process.send_signal(18)  # SIGCONT
+            frozen.resume()
 
     asyncio.run(check())
 

@@ -36,6 +36,8 @@ def _started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             process.kill()
             process.communicate()
+            errors.seek(0)
+            sys.stderr.write(errors.read())  # pytest shows it where a test fails
 
 
 def _ctrl_c(process: subprocess.Popen[str]) -> None:

@@ -7,10 +7,10 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import NoReturn
 
 from llmpilot_console.child import Child, describe_exit
@@ -160,6 +160,7 @@ def running_in_background(supervisor: Supervisor) -> Iterator[BackgroundRun]:
     """
     started: Future[RunningPlatform] = Future()
     ended: Future[NoReturn] = Future()
+    stopped = Event()  # an interrupted Thread.join returns at once the next time, this does not
     loop = asyncio.new_event_loop()
     run = loop.create_task(supervisor.run(started.set_result))
 
@@ -170,22 +171,29 @@ def running_in_background(supervisor: Supervisor) -> Iterator[BackgroundRun]:
                     waiting.set_exception(error)
         loop.stop()
 
+    def drive() -> None:
+        loop.run_forever()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        stopped.set()
+
     run.add_done_callback(finish)
-    thread = Thread(target=loop.run_forever, name="supervisor", daemon=True)
-    thread.start()
+    Thread(target=drive, name="supervisor", daemon=True).start()
     try:
         yield BackgroundRun(platform=started.result(), ended=ended)
     finally:
-        loop.call_soon_threadsafe(run.cancel)
+        _cancel(loop, run)
         try:
-            thread.join()
+            stopped.wait()
         except KeyboardInterrupt:  # the second one: no more patience
-            loop.call_soon_threadsafe(run.cancel)
-            thread.join()
+            _cancel(loop, run)
+            stopped.wait()
             raise
-        finally:
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, run: asyncio.Task[NoReturn]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: the run has ended
+        loop.call_soon_threadsafe(run.cancel)
 
 
 def _with_log(what: str, child: Child) -> str:
