@@ -8,13 +8,10 @@ import click
 from llmpilot_contracts.errors import UnavailableError
 from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.dataset_file import read_dataset, write_dataset
+from llmpilot_recommender.raw_source import PROVENANCE
 from llmpilot_servicekit.progress import shown_progress
 
 CONNECT_SECONDS = 10.0
-PROVENANCE = {
-    "source": "IBM/LLM-performance-prediction (Lazuka et al., 2024)",
-    "licence": "CDLA-Permissive-2.0, see LICENSE-DATA.md",
-}
 
 
 @click.group()
