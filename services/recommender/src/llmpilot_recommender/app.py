@@ -4,7 +4,6 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from llmpilot.recommendation.v1 import recommendation_pb2, recommendation_pb2_grpc
 from llmpilot_contracts.subjects import MEASUREMENT_RECORDED, STREAMS
 from llmpilot_perfmodel.gpu_catalogue import load_catalogue
 from llmpilot_perfmodel.prices import load_prices
@@ -17,9 +16,7 @@ from llmpilot_recommender.servicer import RecommendationServicer
 from llmpilot_recommender.settings import RecommenderSettings
 from llmpilot_servicekit.logs import get_logger
 from llmpilot_servicekit.nats_connection import NatsConnection
-from llmpilot_servicekit.server import Registration, serve
-
-SERVICE_NAME = recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name
+from llmpilot_servicekit.server import serve
 
 
 def load_knowledge(settings: RecommenderSettings) -> Knowledge:
@@ -43,12 +40,7 @@ async def run(settings: RecommenderSettings) -> None:
     get_logger("recommender").info("knowledge loaded", **servicer.facts())
     await serve(
         settings,
-        registrations=[
-            Registration(
-                service_name=SERVICE_NAME,
-                add=partial(recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server, servicer),
-            )
-        ],
+        registrations=[servicer.registration()],
         background=[nats.run, partial(nats.follow, MEASUREMENT_RECORDED, servicer.learn)],
         registry=registry,
     )

@@ -1,17 +1,23 @@
 """RPC in, domain call, RPC out. Answers from memory only, so a dead NATS or disk does not stop it."""
 
+from functools import partial
+
 from google.protobuf.message import Message
 from grpc.aio import ServicerContext
 
 from llmpilot.measurement.v1.measurement_pb2 import MeasurementRecorded
 from llmpilot.recommendation.v1 import recommendation_pb2 as pb
-from llmpilot.recommendation.v1.recommendation_pb2_grpc import RecommendationServiceServicer
+from llmpilot.recommendation.v1.recommendation_pb2_grpc import (
+    RecommendationServiceServicer,
+    add_RecommendationServiceServicer_to_server,
+)
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_recommender import wire
 from llmpilot_recommender.dataset_file import violations_of
 from llmpilot_recommender.knowledge import Knowledge
 from llmpilot_recommender.recommendation import recommend
 from llmpilot_recommender.wire_measurement import read_measurement_recorded
+from llmpilot_servicekit.server import Registration
 
 
 class RecommendationServicer(RecommendationServiceServicer):
@@ -28,6 +34,13 @@ class RecommendationServicer(RecommendationServiceServicer):
             "measurements": len(knowledge.dataset.measurements),
             "model": knowledge.manifest.name,
         }
+
+    def registration(self) -> Registration:
+        """Return how a server takes this servicer."""
+        service = pb.DESCRIPTOR.services_by_name["RecommendationService"]
+        return Registration(
+            service_name=service.full_name, add=partial(add_RecommendationServiceServicer_to_server, self)
+        )
 
     async def learn(self, event: Message, sequence: int) -> None:  # noqa: ARG002 the order alone matters
         """Add one measurement; raises InvalidInputError when it breaks the schema or names an unknown GPU profile."""

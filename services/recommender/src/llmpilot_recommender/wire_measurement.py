@@ -1,12 +1,13 @@
 """Between protobuf and domain: measurements as they travel on NATS."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from llmpilot.measurement.v1 import measurement_pb2
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_perfmodel.llm_spec import LlmSpec
 from llmpilot_recommender.measurement import Measurement, Origin, Quantiles
-from llmpilot_recommender.wire_llm import read_llm_spec
+from llmpilot_recommender.wire_llm import read_llm_spec, write_llm_spec
 
 ORIGINS = {
     measurement_pb2.ORIGIN_MEASURED: Origin.MEASURED,
@@ -56,7 +57,7 @@ def _write_quantiles(quantiles: Quantiles) -> measurement_pb2.LatencyQuantiles:
 
 def write_measurement(measurement: Measurement) -> measurement_pb2.Measurement:
     """Return a measurement for the wire."""
-    origins: Sequence["measurement_pb2.Origin.ValueType"] = [
+    origins: Sequence[measurement_pb2.Origin.ValueType] = [
         wire for wire, origin in ORIGINS.items() if origin is measurement.origin
     ]
     return measurement_pb2.Measurement(
@@ -73,3 +74,16 @@ def write_measurement(measurement: Measurement) -> measurement_pb2.Measurement:
         error_count=measurement.error_count,
         oom_count=measurement.oom_count,
     )
+
+
+def write_measurement_recorded(
+    measurement: Measurement, spec: LlmSpec | None, *, event_id: str, record_time: datetime
+) -> measurement_pb2.MeasurementRecorded:
+    """Return the event that says a measurement was made."""
+    event = measurement_pb2.MeasurementRecorded(
+        event_id=event_id,
+        measurement=write_measurement(measurement),
+        llm_spec=write_llm_spec(spec) if spec else None,
+    )
+    event.record_time.FromDatetime(record_time)
+    return event
