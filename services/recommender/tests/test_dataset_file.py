@@ -62,7 +62,7 @@ def test_written_file_has_the_documented_form(tmp_path: Path) -> None:
     write_dataset(path, [PLAIN], {"source": "here", "licence": "free"})
     assert (
         path.read_bytes()
-        == f"# schema: 1\n# source: here\n# licence: free\n{HEADER}\na,b,1,simulated{',' * 18}\n".encode()
+        == f"# schema: 1\n# source: here\n# licence: free\n# rows: 1\n{HEADER}\na,b,1,simulated{',' * 18}\n".encode()
     )
 
 
@@ -232,3 +232,10 @@ def test_what_was_written_is_read_back_exactly(
     assert content.measurements == tuple(rows)
     assert content.provenance == provenance
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_cut_at_the_end_of_a_line_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "cut.csv"
+    file.write_text("".join(BUNDLED_DATASET.read_text().splitlines(keepends=True)[:-10]))
+    with pytest.raises(InvalidInputError, match="has 518 rows, its '# rows' says 528"):
+        read_dataset(file)

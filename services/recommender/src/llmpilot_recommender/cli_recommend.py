@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.console import Console
@@ -19,7 +18,6 @@ from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_perfmodel.prices import load_prices
 from llmpilot_servicekit.client import connect
 from llmpilot_servicekit.platform import Platform
-from llmpilot_servicekit.status import error_from_rpc
 
 DEADLINE_SECONDS = 30.0
 WIDTH_OFF_TERMINAL = 160
@@ -120,10 +118,7 @@ def predict(platform: Platform, *, config: str, name: str, gpu_profile: str, as_
 @contextmanager
 def _stub(platform: Platform) -> Iterator[RecommendationServiceStub]:
     with platform.address_of("recommender") as address, connect(address) as channel:
-        try:
-            yield RecommendationServiceStub(channel)
-        except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
+        yield RecommendationServiceStub(channel)
 
 
 def _llm(config: str, name: str) -> Llm:

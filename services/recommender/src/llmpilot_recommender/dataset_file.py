@@ -23,6 +23,8 @@ BUNDLED_DATASET = Path(__file__).parent / "data" / "characterization.csv"
 
 _COMMENT = re.compile(r"# (?P<key>[a-z][a-z0-9_-]*): (?P<value>\S(?:.*\S)?)")
 _SCHEMA_KEY = "schema"
+_ROWS_KEY = "rows"
+"""How many rows follow, so that a file cut at the end of a line is recognized; a file made by hand may leave it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +50,21 @@ def read_dataset(path: Path) -> DatasetFile:
     header, rows = _table(path.name, "\n".join(lines[len(comments) :]))
     violations = [Violation(f"{path.name} line {number}", problem) for number, problem in _comment_problems(comments)]
     violations += _schema_violations(path.name, header, rows)
+    provenance = _provenance(comments)
+    stated = provenance.pop(_ROWS_KEY, str(len(rows)))
+    if stated != str(len(rows)):
+        problem = f"has {len(rows)} rows, its '# {_ROWS_KEY}' says {stated}; fetch or write the file again"
+        violations.append(Violation(path.name, problem))
     if violations:
         raise InvalidInputError(violations)
-    return DatasetFile(measurements=tuple(map(from_cells, rows)), provenance=_provenance(comments))
+    return DatasetFile(measurements=tuple(map(from_cells, rows)), provenance=provenance)
 
 
 def write_dataset(path: Path, measurements: Iterable[Measurement], provenance: Mapping[str, str]) -> None:
     """Write a dataset file in the order given, all of it or nothing. Raises InvalidInputError like `read_dataset`."""
-    comments = [f"# {key}: {value}" for key, value in ((_SCHEMA_KEY, str(SCHEMA_VERSION)), *provenance.items())]
     rows = [to_cells(measurement) for measurement in measurements]
+    facts = ((_SCHEMA_KEY, str(SCHEMA_VERSION)), *provenance.items(), (_ROWS_KEY, str(len(rows))))
+    comments = [f"# {key}: {value}" for key, value in facts]
     violations = [Violation(f"{path.name} line {number}", problem) for number, problem in _comment_problems(comments)]
     violations += _schema_violations(path.name, COLUMN_NAMES, rows)
     if violations:
