@@ -59,8 +59,8 @@ class Knowledge:
 
     def curves(self, name: str, spec: LlmSpec, profiles: Sequence[GpuProfile]) -> list[Curve]:
         """Return one curve per profile: measured where this LLM was measured, else predicted."""
-        llm = self.measured_llm(name) if name else None
-        measured = [self.dataset.curve(llm.name, profile.name) if llm else () for profile in profiles]
+        llm = self.measured_llm(name)
+        measured = [self.dataset.curve(llm.name if llm else name, profile.name) for profile in profiles]
         unmeasured = [profile for profile, rows in zip(profiles, measured, strict=True) if not rows]
         predicted = iter(self._predicted(spec, unmeasured) if unmeasured else ())
         return [_measured_curve(rows) if rows else next(predicted) for rows in measured]
