@@ -30,10 +30,8 @@ def test_every_member_has_a_project_file_sources_and_tests(member: Path) -> None
 
 @pytest.mark.parametrize("service", GRPC_SERVICES, ids=lambda path: path.name)
 def test_every_service_has_the_same_rooms(service: Path) -> None:
-    (package,) = (service / "src").iterdir()
-    assert {"__main__.py", "app.py", "settings.py", "servicer.py", "wire.py"} <= {
-        path.name for path in package.iterdir()
-    }
+    rooms = {path.stem for path in (service / "src").glob("*/*.py")}
+    assert {"__main__", "app", "settings", "servicer", "wire"} <= rooms
 
 
 def test_import_rules_cover_every_member() -> None:
