@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -22,6 +22,14 @@ pytestmark = pytest.mark.usefixtures("plugins")
 PILOT = [sys.executable, "-m", "llmpilot_console"]
 DEADLINE_SECONDS = 60
 Eventually = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A shell starts background jobs deaf to SIGINT, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -59,7 +67,10 @@ def _children_of(process: subprocess.Popen[str], count: int, eventually: Eventua
 
 
 def _all_gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=DEADLINE_SECONDS)[1]
+    _, left = psutil.wait_procs(processes, timeout=DEADLINE_SECONDS)
+    for process in left:
+        process.kill()
+    return not left
 
 
 @pytest.mark.parametrize("stop", [_ctrl_c, subprocess.Popen.terminate], ids=["ctrl-c", "sigterm"])
@@ -163,17 +174,16 @@ def test_a_taken_port_that_was_asked_for_is_an_error() -> None:
 
 
 def test_a_taken_default_port_is_replaced_aloud(state_dir: Path, eventually: Eventually) -> None:
-    with socket.socket() as taken, TemporaryFile("w+") as errors:
-        with suppress(OSError):  # somebody else has it: as good
-            taken.bind(("127.0.0.1", 50051))
-            taken.listen()
-        process = subprocess.Popen([*PILOT, "up"], stdout=subprocess.DEVNULL, stderr=errors)
+    with socket.create_server(("127.0.0.1", 0)) as taken, TemporaryFile("w+") as errors:
+        port = taken.getsockname()[1]  # a port of this test's own stands in for 50051, which others may use
+        script = f"from llmpilot_console import __main__, up; up.DEFAULT_PORT = {port}; __main__.main()"
+        process = subprocess.Popen([sys.executable, "-c", script, "up"], stdout=subprocess.DEVNULL, stderr=errors)
         platform = _running(state_dir, eventually)
         process.terminate()
         assert process.wait(DEADLINE_SECONDS) == 0
         errors.seek(0)
-        assert errors.read() == "port 50051 is taken; the recommender uses a free one\nstopped\n"
-    assert not platform.services["recommender"].grpc.endswith(":50051")
+        assert errors.read() == f"port {port} is taken; the recommender uses a free one\nstopped\n"
+    assert not platform.services["recommender"].grpc.endswith(f":{port}")
 
 
 def test_ctrl_c_in_a_command_cancels_it_and_stops_what_it_started(eventually: Eventually) -> None:

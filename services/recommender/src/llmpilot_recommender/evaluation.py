@@ -73,6 +73,8 @@ class SeedResult:
     """By truth ("published", "clean"): the paper's scenario."""
     grid: Mapping[str, Sequence[Score]]
     """By truth: every scenario of the grid, boosters trained for its limits with the same hyperparameters."""
+    grid_single: Mapping[str, Sequence[Score]]
+    """By truth: every scenario of the grid, boosters trained for the paper's limits, as a running service has one."""
 
 
 class Evaluation:
@@ -121,16 +123,21 @@ class Evaluation:
     def _scored(
         self, seed: int, chosen: Mapping[str, Hyperparameters], predicted: Mapping[tuple[float, float], Curves]
     ) -> SeedResult:
-        def scored(scenario: Scenario) -> Score:
-            curves = predicted[scenario.limits.nttft_ms, scenario.limits.itl_ms]
+        def scored(scenario: Scenario, limits: LatencyLimits) -> Score:
+            curves = predicted[limits.nttft_ms, limits.itl_ms]
             return score_curves(curves, self._truth, scenario, self._prices)
 
         truths = {"published": PUBLISHED_ERROR_RATE, "clean": CLEAN_ERROR_RATE}
         return SeedResult(
             seed=seed,
             hyperparameters=chosen,
-            paper={truth: scored(paper_scenario(rate)) for truth, rate in truths.items()},
-            grid={truth: [scored(entry) for entry in grid_scenarios(rate)] for truth, rate in truths.items()},
+            paper={truth: scored(paper_scenario(rate), PAPER_LIMITS) for truth, rate in truths.items()},
+            grid={
+                truth: [scored(entry, entry.limits) for entry in grid_scenarios(rate)] for truth, rate in truths.items()
+            },
+            grid_single={
+                truth: [scored(entry, PAPER_LIMITS) for entry in grid_scenarios(rate)] for truth, rate in truths.items()
+            },
         )
 
     def _choose(

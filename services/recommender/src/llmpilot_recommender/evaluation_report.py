@@ -130,6 +130,7 @@ def _grid_table(
     rows: dict[str, list[Sequence[Score]]] = {}
     if report.results:
         rows["this project, trained for each limit"] = [result.grid[name] for result in report.results]
+        rows["this project, trained for the paper's limits"] = [result.grid_single[name] for result in report.results]
     for method, predicted in methods.items():
         curves = with_references(method, predicted, truth)
         rows[f"published {method}"] = [[score_curves(curves, truth, scenario, prices) for scenario in scenarios]]
