@@ -82,9 +82,11 @@ def test_up_stops_everything_and_exits_with_0(
         assert platform.pid == process.pid
         wait_until_serving(platform.services["recommender"].grpc, DEADLINE_SECONDS)
         children = _children_of(process, 2, eventually)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "LLM-Pilot runs. Ctrl-C stops it.\n"
         stop(process)
-        output, _ = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 0
+        assert process.wait(DEADLINE_SECONDS) == 0
+        output = process.stdout.read()
     assert _all_gone(children)
     assert StateDirectory(state_dir).announced() is None
     assert f"recommender: gRPC {platform.services['recommender'].grpc}" in output
@@ -179,6 +181,7 @@ def test_a_taken_default_port_is_replaced_aloud(state_dir: Path, eventually: Eve
         script = f"from llmpilot_console import __main__, up; up.DEFAULT_PORT = {port}; __main__.main()"
         process = subprocess.Popen([sys.executable, "-c", script, "up"], stdout=subprocess.DEVNULL, stderr=errors)
         platform = _running(state_dir, eventually)
+        eventually(lambda: os.fstat(errors.fileno()).st_size > 0)
         process.terminate()
         assert process.wait(DEADLINE_SECONDS) == 0
         errors.seek(0)

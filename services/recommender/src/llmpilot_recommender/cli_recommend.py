@@ -81,7 +81,7 @@ def recommend(
     if as_json:
         _print_json(answer)
     else:
-        _print_answer(answer, request)
+        _print_answer(answer, request, config)
 
 
 @click.command()
@@ -166,10 +166,10 @@ def _basis(basis: "pb.Basis.ValueType") -> str:
     return pb.Basis.Name(basis).removeprefix("BASIS_").lower()
 
 
-def _print_answer(answer: pb.RecommendResponse, request: pb.RecommendRequest) -> None:
+def _print_answer(answer: pb.RecommendResponse, request: pb.RecommendRequest, config: str) -> None:
     console = _console()
     console.print(
-        f"{request.llm.name or 'this LLM'} ({answer.llm_spec.parameter_count / 1e9:.3g}B parameters),"
+        f"{request.llm.name or config} ({answer.llm_spec.parameter_count / 1e9:.3g}B parameters),"
         f" {request.users_count} users, nTTFT <= {request.limits.nttft_ms:g} ms, ITL <= {request.limits.itl_ms:g} ms",
         highlight=False,
     )

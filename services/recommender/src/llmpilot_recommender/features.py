@@ -80,7 +80,9 @@ class FeatureSchema:
         """Return the schema of a manifest; raises InvalidInputError for columns this version cannot make."""
         known = {*LLM_NUMBERS, *GPU_NUMBERS, *PROFILE_NUMBERS, USERS}
         categories = {*LLM_CATEGORIES, *GPU_CATEGORIES}
-        unknown = [name for name in names if name not in known and name.split("=")[0] not in categories]
+        unknown = [
+            name for name in names if name not in known and not ("=" in name and name.split("=")[0] in categories)
+        ]
         missing = sorted(known - set(names))
         problems = [f"{name!r} is unknown to this version" for name in unknown] + [
             f"{name!r} is missing" for name in missing

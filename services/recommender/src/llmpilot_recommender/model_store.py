@@ -8,10 +8,10 @@ import os
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import xgboost
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_recommender.training import Hyperparameters
@@ -20,6 +20,12 @@ FORMAT_VERSION: Literal[1] = 1
 BUNDLED_MODEL = Path(__file__).parent / "data" / "model"
 MANIFEST_NAME = "manifest.json"
 BOOSTER_NAME = "booster.ubj"
+
+
+def _ascending(users_counts: tuple[int, ...]) -> tuple[int, ...]:
+    if list(users_counts) != sorted(set(users_counts)):
+        raise ValueError("must ascend")
+    return users_counts
 
 
 class ManifestLimits(BaseModel):
@@ -48,7 +54,7 @@ class Manifest(BaseModel):
     seed: int
     hyperparameters: Hyperparameters
     features: tuple[str, ...]
-    users_counts: tuple[int, ...]
+    users_counts: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_ascending)]
     training_llms: tuple[str, ...]
     metrics: dict[str, float]
     booster_sha256: str
@@ -82,9 +88,11 @@ def load_model(directory: Path) -> tuple[Manifest, xgboost.Booster]:
         raise _refusal(path, f"cannot be read ({error.strerror}); train a model with `llm-pilot train`") from error
     if hashlib.sha256(content).hexdigest() != manifest.booster_sha256:
         raise _refusal(path, f"is not the booster that {MANIFEST_NAME} describes (its SHA-256 differs); train again")
+    if not (content.startswith(b"{") and content.endswith(b"}")):  # XGBoost crashes on some half files
+        raise _refusal(path, "is not a whole UBJ file; train again")
     try:
         booster = xgboost.Booster(model_file=bytearray(content))
-    except xgboost.core.XGBoostError as error:
+    except (xgboost.core.XGBoostError, UnicodeDecodeError) as error:  # its messages quote bytes of the file
         raise _refusal(path, f"XGBoost {xgboost.__version__} cannot read it; train again") from error
     booster.set_param({"nthread": 1})
     return manifest, booster
@@ -97,7 +105,7 @@ def _load_manifest(path: Path) -> Manifest:
         raise _refusal(path, f"cannot be read ({error.strerror}); train a model with `llm-pilot train`") from error
     except ValidationError as error:
         raise InvalidInputError(
-            Violation(f"{path.name}.{'.'.join(map(str, problem['loc']))}", f"{problem['msg']}; train again")
+            Violation(".".join(map(str, (path.name, *problem["loc"]))), f"{problem['msg']}; train again")
             for problem in error.errors()
         ) from error
 

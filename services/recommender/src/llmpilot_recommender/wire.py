@@ -21,6 +21,7 @@ from llmpilot_recommender.wire_llm import read_llm_spec, write_llm_spec
 
 LARGEST_USERS_COUNT = 10_000_000
 LARGEST_PAGE_SIZE = 1000
+LARGEST_PRICE_PER_HOUR = 1e9
 
 BASES = {
     Basis.MEASURED: pb.BASIS_MEASURED,
@@ -152,8 +153,9 @@ def _read_prices(
         _read_profile(f"{field}.gpu_profile", price.gpu_profile, knowledge, violations)
         if price.gpu_profile in given:
             violations.append(Violation(f"{field}.gpu_profile", f"{price.gpu_profile!r} has a price already"))
-        if not 0 < price.price_per_hour < math.inf:
-            violations.append(Violation(f"{field}.price_per_hour", f"must be > 0, is {price.price_per_hour:g}"))
+        if not 0 < price.price_per_hour <= LARGEST_PRICE_PER_HOUR:
+            problem = f"must be > 0 and at most {LARGEST_PRICE_PER_HOUR:g}, is {price.price_per_hour:g}"
+            violations.append(Violation(f"{field}.price_per_hour", problem))
         given[price.gpu_profile] = price.price_per_hour
     return {name: price.price_per_hour for name, price in knowledge.prices.items()} | given
 

@@ -181,7 +181,7 @@ class Price(_message.Message):
     gpu_profile: _builtins.str
     """GPU profile name."""
     price_per_hour: _builtins.float
-    """US dollars (or any other unit, the same for all) per pod and hour. Greater than 0."""
+    """US dollars (or any other unit, the same for all) per pod and hour. Greater than 0, at most 1e9."""
     def __init__(
         self,
         *,
