@@ -26,8 +26,6 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BUF = str(Path(sysconfig.get_path("scripts")) / "buf")
 DEADLINE_SECONDS = 30
-
-
 START_SECONDS = 60
 STOP_SECONDS = 30
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "llm-pilot")
@@ -82,7 +80,7 @@ def stopped(up: RunningUp) -> int:
     return up.process.returncode
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningUp]:
     running = started_up(tmp_path_factory.mktemp("home"))
     yield running
@@ -159,6 +157,14 @@ def test_wrong_input_is_one_message_with_every_problem(up: RunningUp) -> None:
     assert done.returncode == 2
     for field in ("users_count", "limits.nttft_ms", "limits.itl_ms", "gpu_profiles.names[0]"):
         assert field in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_publishing_to_nobody_is_one_message() -> None:
+    done = run([PROGRAM, "dataset", "publish", str(BUNDLED_DATASET), "--nats-url", "nats://127.0.0.1:1"])
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "error: NATS at nats://127.0.0.1:1 does not answer" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,5 +1,7 @@
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +51,11 @@ def test_a_logger_made_before_the_configuration_follows_it(capsys: pytest.Captur
     configure_logs(ServiceSettings())
     log.info("late")
     assert json.loads(capsys.readouterr().err)["event"] == "late"
+
+
+def test_before_they_are_configured_only_warnings_are_shown_and_on_stderr() -> None:
+    script = "from llmpilot_servicekit.logs import get_logger; log = get_logger('x'); log.info('a'); log.warning('b')"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == ""
+    assert "b" in result.stderr
+    assert "info" not in result.stderr

@@ -109,6 +109,18 @@ async def open_raw(url: str) -> Any:
     return await nats.connect(url)
 
 
+def test_waiting_for_a_server_that_is_not_there_ends_in_time() -> None:
+    async def check() -> None:
+        async with connection("nats://127.0.0.1:1", wait=False) as here:
+            await here.nats.wait_connected(timeout_seconds=0.2)
+
+    with capture_logs(), pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(check())
+    (error,) = caught.value.exceptions
+    assert isinstance(error, UnavailableError)
+    assert str(error) == "NATS at nats://127.0.0.1:1 does not answer after 0.2 s: check the URL and that it runs"
+
+
 def test_a_follower_gets_the_past_then_the_present(start_nats: StartNats) -> None:
     async def check() -> None:
         async with connection(start_nats().url) as here:

@@ -4,7 +4,8 @@ import pytest
 from pydantic import Field
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_servicekit.settings import ServiceSettings, load_settings, split_address
+from llmpilot_servicekit.address import split_address
+from llmpilot_servicekit.settings import ServiceSettings, load_settings
 
 
 class OwnSettings(ServiceSettings):
@@ -80,6 +81,8 @@ def test_every_bad_variable_is_named_at_once() -> None:
     assert Violation("LLMPILOT_MODEL_DIR", "must be set") in caught.value.violations
     assert "LLMPILOT_LISTEN: must be host:port" in str(caught.value)
     assert "is 'localhost'" in str(caught.value)
+    assert "LLMPILOT_WORKER_COUNT: must be a valid integer" in str(caught.value)
+    assert "LLMPILOT_LOG_LEVEL: must be 'debug', 'info', 'warning' or 'error', is 'loud'" in str(caught.value)
 
 
 def test_settings_are_frozen() -> None:
@@ -87,7 +90,7 @@ def test_settings_are_frozen() -> None:
         load_settings(ServiceSettings, {}).listen = "a:1"
 
 
-@pytest.mark.parametrize("address", ["", ":1", "a", "a:", "a:-1", "a:65536", "a:x", "a:²"])
+@pytest.mark.parametrize("address", ["", ":1", "a", "a:", "a:-1", "a:65536", "a:x", "a:²", "http://a:1"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         split_address(address)

@@ -19,6 +19,7 @@ recommender = steady_service:main
 greet = plugin_commands:greet
 refuse-input = plugin_commands:refuse_input
 refuse = plugin_commands:refuse
+refuse-in-tasks = plugin_commands:refuse_in_tasks
 interrupted = plugin_commands:interrupted
 hold = plugin_commands:hold
 broken = broken_plugin:command

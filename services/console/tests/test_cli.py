@@ -69,6 +69,27 @@ def test_any_other_error_is_one_line() -> None:
     assert result.stderr == "error: no model is trained: run `llm-pilot train`\n"
 
 
+def test_an_error_out_of_a_task_group_is_one_line() -> None:
+    result = _run("refuse-in-tasks")
+    assert result.exit_code == 1
+    assert result.stderr == "error: NATS does not answer: check that it runs\n"
+
+
+def test_ctrl_c_while_modules_load_says_cancelled() -> None:
+    script = """
+import sys
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == "llmpilot_console.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from llmpilot_console.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (130, "cancelled\n")
+
+
 def test_an_interrupted_command_says_cancelled() -> None:
     result = _run("interrupted")
     assert result.exit_code == 130

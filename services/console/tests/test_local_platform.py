@@ -8,7 +8,7 @@ import pytest
 from llmpilot_console.local_platform import LocalPlatform
 from llmpilot_console.state_directory import RunningPlatform, ServiceAddresses, StateDirectory
 from llmpilot_console.supervisor import Supervisor, running_in_background
-from llmpilot_contracts.errors import NotFoundError
+from llmpilot_contracts.errors import InvalidInputError, NotFoundError
 from llmpilot_servicekit.client import wait_until_serving
 
 pytestmark = pytest.mark.usefixtures("plugins")
@@ -25,6 +25,16 @@ def test_a_named_address_wins_over_everything() -> None:
     with platform.address_of("recommender") as address:
         assert address == "gpu-box:50051"
     assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("address", ["gpu-box", "http://gpu-box:50051", "gpu-box:70000"])
+def test_a_named_address_that_is_none_is_refused(address: str) -> None:
+    platform = _local_platform(LLMPILOT_RECOMMENDER_ADDRESS=address)
+    with (
+        pytest.raises(InvalidInputError, match=rf"^LLMPILOT_RECOMMENDER_ADDRESS: must be host:port .*'{address}'"),
+        platform.address_of("recommender"),
+    ):
+        pass
 
 
 def test_a_running_platform_is_used_and_left_running(state_dir: Path) -> None:

@@ -54,8 +54,11 @@ def test_a_platform_whose_process_has_ended_is_not_announced(tmp_path: Path) -> 
     assert state.announced() is None
 
 
+HUGE = '{"pid": 1' + 30 * "0" + ', "nats_url": "", "services": {}}'
+
+
 @pytest.mark.parametrize(
-    "note", ["", "{", "[]", "null", "{}", '{"pid": "x"}', '{"pid": 1, "nats_url": "", "services": 3}']
+    "note", ["", "{", "[]", "null", "{}", '{"pid": "x"}', '{"pid": 1, "nats_url": "", "services": 3}', HUGE]
 )
 def test_a_damaged_note_announces_nothing(tmp_path: Path, note: str) -> None:
     (tmp_path / "platform.json").write_text(note)
@@ -82,6 +85,24 @@ def test_a_lock_can_be_taken_again_after_its_end(tmp_path: Path) -> None:
         pass
     with StateDirectory(tmp_path).lock():
         pass
+
+
+@pytest.mark.parametrize("folder", [".", "logs", "nats"])
+def test_a_state_directory_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    def access(path: Path, _mode: int) -> bool:  # root, who may run this, may write anywhere
+        return path != tmp_path / folder
+
+    monkeypatch.setattr(os, "access", access)
+    with pytest.raises(PreconditionError, match=r"cannot write to .* \(Permission denied\); name another"):
+        StateDirectory(tmp_path).lock().__enter__()
+
+
+def test_a_lock_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(PreconditionError, match="--state-dir"):
+        StateDirectory(tmp_path).lock().__enter__()
 
 
 def test_a_state_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -164,6 +164,24 @@ def test_a_child_deaf_to_sigterm_is_killed_after_the_grace(tmp_path: Path, event
     assert child.exit_code == -signal.SIGKILL
 
 
+def test_killing_a_child_that_has_just_ended_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reaps a process is ahead of the event loop that learns of it."""
+    child = Child("ended", tmp_path / "ended.log")
+
+    def kill_group(_process_group: int, _number: int) -> None:
+        raise ProcessLookupError
+
+    async def run() -> None:
+        await child.start(Launch(command=(sys.executable, "-ISc", "import time; time.sleep(60)"), environment={}))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "killpg", kill_group)
+            child.kill()
+        child.kill()
+        await child.wait()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("exit_code", "words"),
     [

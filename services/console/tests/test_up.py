@@ -13,14 +13,20 @@ from tempfile import TemporaryFile
 import psutil
 import pytest
 
-from llmpilot_console.state_directory import RunningPlatform, StateDirectory
+from llmpilot_console.state_directory import RunningPlatform, ServiceAddresses, StateDirectory
 from llmpilot_console.supervisor import Patience
+from llmpilot_console.up import describe
 from llmpilot_servicekit.client import wait_until_serving
 
 pytestmark = pytest.mark.usefixtures("plugins")
 
 PILOT = [sys.executable, "-m", "llmpilot_console"]
 DEADLINE_SECONDS = 60
+RUNNING = RunningPlatform(
+    pid=1,
+    nats_url="nats://127.0.0.1:2",
+    services={"recommender": ServiceAddresses(grpc="127.0.0.1:3", metrics="127.0.0.1:4")},
+)
 Eventually = Callable[[Callable[[], bool]], None]
 
 
@@ -94,6 +100,39 @@ def test_up_stops_everything_and_exits_with_0(
     assert (
         f"{platform.services['recommender'].grpc}/llmpilot.recommendation.v1.RecommendationService/ListModels" in output
     )
+
+
+@pytest.mark.parametrize(
+    ("called_as", "program"),
+    [
+        (".venv/bin/llm-pilot", ".venv/bin/llm-pilot"),
+        ("/my tools/llm-pilot", "'/my tools/llm-pilot'"),
+        ("/site/llmpilot_console/__main__.py", f"{sys.executable} -m llmpilot_console"),
+    ],
+)
+def test_up_prints_the_program_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, called_as: str, program: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called_as, "up"])
+    assert f"\n  LLMPILOT_HOME={tmp_path} {program} recommend --config " in describe(RUNNING, tmp_path)
+
+
+def test_a_folder_with_a_space_is_quoted(tmp_path: Path) -> None:
+    assert f"\n  LLMPILOT_HOME='{tmp_path}/my home' " in describe(RUNNING, tmp_path / "my home")
+
+
+def test_up_names_its_folder_only_where_commands_would_not_find_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "LLMPILOT_HOME=" not in describe(RUNNING, tmp_path / ".local" / "state" / "llm-pilot")
+
+
+def test_up_prints_the_buf_beside_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "llm-pilot"), "up"])
+    assert "\n  buf curl --protocol grpc" in describe(RUNNING, tmp_path)
+    (tmp_path / "buf").touch()
+    assert f"\n  {tmp_path}/buf curl --protocol grpc" in describe(RUNNING, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")

@@ -11,6 +11,12 @@ from structlog.typing import Processor
 
 from llmpilot_servicekit.settings import ServiceSettings
 
+# Until `configure_logs`, as in a command line, whose stdout is its answer.
+structlog.configure(
+    wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+)
+
 
 def configure_logs(settings: ServiceSettings) -> None:
     """Send the logs of this process to stderr. Called once, by `__main__`."""

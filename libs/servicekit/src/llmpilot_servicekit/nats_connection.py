@@ -57,9 +57,15 @@ class NatsConnection:
         """Whether the server is connected and its streams exist."""
         return self._connected.is_set()
 
-    async def wait_connected(self) -> None:
-        """Return once `connected`; the caller sets the time limit."""
-        await self._connected.wait()
+    async def wait_connected(self, timeout_seconds: float = 5) -> None:
+        """Return once `connected`; UnavailableError after `timeout_seconds`."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._connected.wait()
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"NATS at {self._url} does not answer after {timeout_seconds:g} s: check the URL and that it runs"
+            ) from error
 
     async def run(self) -> None:
         """Connect, and connect again after every outage, until cancelled; then flush and close."""

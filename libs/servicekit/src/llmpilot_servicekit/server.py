@@ -22,9 +22,10 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from llmpilot_contracts.errors import InvalidInputError, PilotError, PreconditionError
+from llmpilot_servicekit.address import split_address
 from llmpilot_servicekit.interceptor import CallInterceptor
 from llmpilot_servicekit.logs import get_logger
-from llmpilot_servicekit.settings import ServiceSettings, split_address
+from llmpilot_servicekit.settings import ServiceSettings
 from llmpilot_servicekit.status import sole_cause
 
 log = get_logger(__name__)

@@ -15,19 +15,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_servicekit.address import split_address
 
 _environment: ContextVar[Mapping[str, str] | None] = ContextVar("environment", default=None)
-
-_MAX_PORT = 65_535
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split "host:port" or "[v6]:port"; ValueError if it is neither."""
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= _MAX_PORT):
-        raise ValueError("must be host:port with a port from 0 (any free one) to 65535")
-    return host, int(port)
 
 
 def _checked_address(address: str) -> str:
@@ -112,10 +102,9 @@ def load_settings(cls: type[S], environ: Mapping[str, str] | None = None) -> S:
 
 
 def _violation(prefix: str, detail: Mapping[str, Any]) -> Violation:
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should", "must", 1)
     if not detail["loc"]:
-        return Violation(f"{prefix}*", str(detail["msg"]).removeprefix("Value error, "))
+        return Violation(f"{prefix}*", message)
     name, *inner = map(str, detail["loc"])
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "missing":
-        return Violation(".".join([f"{prefix}{name}".upper(), *inner]), "must be set")
-    return Violation(".".join([f"{prefix}{name}".upper(), *inner]), f"{message}, is {detail['input']!r}")
+    field = ".".join([f"{prefix}{name}".upper(), *inner])
+    return Violation(field, "must be set" if detail["type"] == "missing" else f"{message}, is {detail['input']!r}")

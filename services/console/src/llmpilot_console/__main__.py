@@ -1,8 +1,7 @@
 """`llm-pilot`, also `python -m llmpilot_console`."""
 
 import signal
-
-from llmpilot_console.cli import pilot
+import sys
 
 
 def main() -> None:
@@ -10,7 +9,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    pilot.main(prog_name="llm-pilot")
+    try:
+        from llmpilot_console.cli import pilot  # noqa: PLC0415 takes long enough to be interrupted
+
+        pilot.main(prog_name="llm-pilot")
+    except KeyboardInterrupt:
+        sys.stderr.write("cancelled\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

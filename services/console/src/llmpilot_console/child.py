@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL
 
@@ -69,7 +70,8 @@ class Child:
     def kill(self) -> None:
         """End the process and what it started at once."""
         if self._process and self._process.returncode is None:  # not reaped, so its number is still its own
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # reaped this moment
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def log_tail(self) -> str:
         """Return the last lines since the latest start."""

@@ -13,6 +13,7 @@ import click
 from llmpilot_console.local_platform import LocalPlatform
 from llmpilot_console.plugins import COMMANDS_GROUP, installed_commands, load_command
 from llmpilot_contracts.errors import InvalidInputError, PilotError
+from llmpilot_servicekit.status import sole_cause
 
 OWN_COMMANDS = (EntryPoint(name="up", value="llmpilot_console.up:up", group=COMMANDS_GROUP),)
 
@@ -67,9 +68,12 @@ class PilotGroup(click.Group):
         """Run the chosen subcommand and turn its errors into what the terminal shows."""
         try:
             return super().invoke(ctx)
-        except PilotError as error:
-            kind = InvalidInputRefusal if isinstance(error, InvalidInputError) else Refusal
-            raise kind(describe(error)) from error
+        except (PilotError, ExceptionGroup) as error:
+            cause = sole_cause(error)
+            if not isinstance(cause, PilotError):
+                raise
+            kind = InvalidInputRefusal if isinstance(cause, InvalidInputError) else Refusal
+            raise kind(describe(cause)) from error
         except KeyboardInterrupt as error:
             raise Cancellation("cancelled") from error
 

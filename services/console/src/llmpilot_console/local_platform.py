@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 from llmpilot_console.plugins import installed_services, module_of_service
 from llmpilot_console.state_directory import RunningPlatform, StateDirectory, default_state_path
 from llmpilot_console.supervisor import Supervisor, running_in_background
-from llmpilot_contracts.errors import UnavailableError
+from llmpilot_contracts.errors import InvalidInputError, UnavailableError, Violation
+from llmpilot_servicekit.address import split_address
 from llmpilot_servicekit.client import wait_until_serving
 
 _HEALTH_CHECK_SECONDS = 2.0
@@ -34,13 +36,24 @@ class LocalPlatform:
     @contextmanager
     def address_of(self, service: str) -> Iterator[str]:
         """Give the gRPC address of a service; raises NotFoundError if no installed distribution provides it."""
-        address = self._environment.get(address_variable(service)) or self._running_address_of(service)
+        address = self._named_address_of(service) or self._running_address_of(service)
         if address:
             yield address
             return
         module = module_of_service(service, self._find_services())
         with _temporary_platform(service, module) as platform:
             yield platform.services[service].grpc
+
+    def _named_address_of(self, service: str) -> str | None:
+        variable = address_variable(service)
+        address = self._environment.get(variable)
+        if not address:
+            return None
+        try:
+            split_address(address)
+        except ValueError as error:
+            raise InvalidInputError([Violation(variable, f"{error}, is {address!r}")]) from error
+        return address
 
     def _running_address_of(self, service: str) -> str | None:
         platform = StateDirectory(default_state_path(self._environment)).announced()
@@ -70,7 +83,7 @@ def _temporary_platform(service: str, module: str) -> Iterator[RunningPlatform]:
         console.print(message, highlight=False, soft_wrap=True)
     try:
         with tempfile.TemporaryDirectory(prefix="llm-pilot-") as folder:
-            supervisor = Supervisor(Path(folder), {service: module}, report=console.print)
+            supervisor = Supervisor(Path(folder), {service: module}, report=lambda line: click.echo(line, err=True))
             with running_in_background(supervisor) as run:
                 status.stop()
                 yield run.platform

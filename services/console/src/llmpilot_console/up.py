@@ -3,6 +3,7 @@
 import os
 import shlex
 import socket
+import sys
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ DEFAULT_PORT = 50051
 PORT_SERVICE = "recommender"
 """The service that people call, and to which --port applies."""
 
+_LLM = "meta-llama/Llama-3.1-8B"
 _LIST_MODELS = "llmpilot.recommendation.v1.RecommendationService/ListModels"
 
 
@@ -32,8 +34,7 @@ _LIST_MODELS = "llmpilot.recommendation.v1.RecommendationService/ListModels"
 )
 def up(state_dir: Path | None, port: int | None) -> None:
     """Keep the platform running on this machine until Ctrl-C."""
-    default_path = default_state_path(os.environ)
-    path = (state_dir or default_path).resolve()
+    path = (state_dir or default_state_path(os.environ)).resolve()
     supervisor = Supervisor(
         path,
         installed_services(),
@@ -44,7 +45,7 @@ def up(state_dir: Path | None, port: int | None) -> None:
         with running_in_background(supervisor) as run:
             if port is None and _listens_elsewhere(run.platform):
                 click.echo(f"port {DEFAULT_PORT} is taken; the {PORT_SERVICE} uses a free one", err=True)
-            click.echo(_describe(run.platform, supervisor.state, home=None if path == default_path.resolve() else path))
+            click.echo(describe(run.platform, path))
             run.ended.result()
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
@@ -73,19 +74,25 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _describe(platform: RunningPlatform, state: StateDirectory, *, home: Path | None) -> str:
+def describe(platform: RunningPlatform, state_dir: Path) -> str:
+    """Say where the platform listens and how to ask it from a terminal with other settings than this one."""
     lines = ["LLM-Pilot runs. Ctrl-C stops it.", ""]
     for name, addresses in platform.services.items():
         metrics = f", metrics http://{addresses.metrics}/metrics" if addresses.metrics else ""
         lines.append(f"  {name}: gRPC {addresses.grpc}{metrics}")
-    lines += [f"  NATS: {platform.nats_url}", f"  logs: {state.logs}"]
+    lines += [f"  NATS: {platform.nats_url}", f"  logs: {StateDirectory(state_dir).logs}"]
     if called := platform.services.get(PORT_SERVICE):
-        prefix = f"LLMPILOT_HOME={shlex.quote(str(home))} " if home else ""
+        program = Path(sys.argv[0])
+        words = [sys.executable, "-m", "llmpilot_console"] if program.name == "__main__.py" else [str(program)]
+        found = state_dir == default_state_path({}).resolve()
+        home = "" if found else f"LLMPILOT_HOME={shlex.quote(str(state_dir))} "
+        buf = program.with_name("buf")
         lines += [
             "",
             "Ask it, from another terminal:",
-            f"  {prefix}llm-pilot recommend --config meta-llama/Llama-3.1-8B --users 100 --nttft-ms 100 --itl-ms 50",
-            "  buf curl --schema proto --protocol grpc --http2-prior-knowledge \\",
+            f"  {home}{shlex.join(words)} recommend --config {_LLM} --users 100 --nttft-ms 100 --itl-ms 50",
+            "or with any gRPC client, e.g. buf (`pip install buf-bin`):",
+            f"  {shlex.quote(str(buf)) if buf.exists() else 'buf'} curl --protocol grpc --http2-prior-knowledge \\",
             f"    http://{called.grpc}/{_LIST_MODELS}",
         ]
     return "\n".join(lines)

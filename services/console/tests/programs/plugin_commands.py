@@ -4,7 +4,7 @@ import signal
 
 import click
 
-from llmpilot_contracts.errors import InvalidInputError, PreconditionError, Violation
+from llmpilot_contracts.errors import InvalidInputError, PreconditionError, UnavailableError, Violation
 from llmpilot_servicekit.platform import Platform
 
 
@@ -24,6 +24,12 @@ def refuse_input() -> None:
 def refuse() -> None:
     """Be in no state for it."""
     raise PreconditionError("no model is trained: run `llm-pilot train`")
+
+
+@click.command()
+def refuse_in_tasks() -> None:
+    """Fail as a task group does."""
+    raise ExceptionGroup("tasks", [UnavailableError("NATS does not answer: check that it runs")])
 
 
 @click.command()

@@ -1,0 +1,24 @@
+import pytest
+
+from llmpilot_contracts.subjects import STREAMS, SUBJECTS, Subject
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_a_subject_is_kept_by_its_own_stream_alone(subject: Subject) -> None:
+    keeping = [
+        stream
+        for stream in STREAMS
+        if any(subject.name.startswith(pattern.removesuffix(">")) for pattern in stream.subjects)
+    ]
+    assert keeping == [subject.stream]
+
+
+def test_names_are_unique() -> None:
+    for table in (STREAMS, SUBJECTS):
+        assert len({row.name for row in table}) == len(table)
+
+
+def test_a_subject_travels_in_a_message_of_its_own_package() -> None:
+    for subject in SUBJECTS:
+        package, _, _ = subject.name.rpartition(".")
+        assert subject.payload.DESCRIPTOR.file.package == package
