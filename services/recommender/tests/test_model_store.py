@@ -182,7 +182,7 @@ def test_manifest_with_another_number_of_features_is_refused(edit_manifest: Edit
 
 
 def test_manifest_with_features_nobody_can_make_is_refused(edit_manifest: EditManifest) -> None:
-    error = refusal(edit_manifest(lambda manifest: manifest.update(features=manifest["features"][1:] + ["colour"])))
+    error = refusal(edit_manifest(lambda manifest: manifest.update(features=[*manifest["features"][1:], "colour"])))
     assert "'colour' is unknown" in str(error)
     assert "'parameter_count' is missing" in str(error)
 

@@ -19,7 +19,8 @@ def test_weights_are_equation_4_by_hand() -> None:
 
 
 def test_each_curve_has_its_own_farthest_row() -> None:
-    # Curve 0: distances 90, 50 -> closeness 0, 4/9; ITL 40, 30 -> 0, 1/4. Curve 3: 60, 80 -> 1/4, 0; ITL 5, 20 -> 3/4, 0.
+    # Curve 0: nTTFT distances 90, 50 -> closeness 0, 4/9; ITL 40, 30 -> 0, 1/4.
+    # Curve 3: nTTFT distances 60, 80 -> closeness 1/4, 0; ITL 5, 20 -> 3/4, 0.
     latencies_ms = np.array([[10.0, 10.0], [160.0, 55.0], [50.0, 20.0], [20.0, 70.0]])
     weights = sample_weights(latencies_ms, LIMITS_MS, np.array([0, 3, 0, 3]))
     assert weights == pytest.approx([0.0, (1 / 4 + 3 / 4) / 2, (4 / 9 + 1 / 4) / 2, 0.0])
@@ -48,7 +49,8 @@ def test_curve_that_lies_on_the_limits_has_full_weights() -> None:
 @given(
     st.integers(1, 12).flatmap(
         lambda n: st.tuples(
-            hnp.arrays(np.float64, (n, 2), elements=st.floats(0, 1e6)), hnp.arrays(np.int64, n, elements=st.integers(0, 3))
+            hnp.arrays(np.float64, (n, 2), elements=st.floats(0, 1e6)),
+            hnp.arrays(np.int64, n, elements=st.integers(0, 3)),
         )
     ),
     st.tuples(st.floats(1e-3, 1e6), st.floats(1e-3, 1e6)),

@@ -117,11 +117,12 @@ def _error_of_a_separate_training(
             "colsample_bytree": parameters.colsample_bytree,
             "monotone_constraints": (0,) * (len(data.schema.names) - 1) + (1,),
             "seed": SEED,
+            "nthread": 1,
         },
-        xgboost.DMatrix(data.features[kept], label=data.latencies_ms[kept], weight=weights[kept]),
+        xgboost.DMatrix(data.features[kept], label=data.latencies_ms[kept], weight=weights[kept], nthread=1),
         num_boost_round=parameters.tree_count,
     )
-    predicted = booster.predict(xgboost.DMatrix(data.features[scored]))
+    predicted = booster.predict(xgboost.DMatrix(data.features[scored], nthread=1))
     relative = [
         (abs(t[0] - p[0]) / t[0] + abs(t[1] - p[1]) / t[1]) / 2
         for t, p in zip(data.latencies_ms[scored].tolist(), predicted.tolist(), strict=True)

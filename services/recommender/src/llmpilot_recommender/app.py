@@ -1,9 +1,12 @@
 """The recommender's composition root: what it knows at start, and how it learns more while running."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
+from llmpilot_contracts.errors import InvalidInputError, NotFoundError, Violation
 from llmpilot_contracts.subjects import MEASUREMENT_RECORDED, STREAMS
 from llmpilot_perfmodel.gpu_catalogue import load_catalogue
 from llmpilot_perfmodel.prices import load_prices
@@ -18,18 +21,37 @@ from llmpilot_servicekit.logs import get_logger
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.server import serve
 
+T = TypeVar("T")
+
 
 def load_knowledge(settings: RecommenderSettings) -> Knowledge:
-    """Read dataset, model, catalogue and prices; raises InvalidInputError that names the file at fault."""
-    manifest, predictor = load_predictor(settings.model)
+    """Read dataset, model, catalogue and prices; raises InvalidInputError with the problems of all of them."""
+    violations: list[Violation] = []
+    model = _read(lambda: load_predictor(settings.model), violations)
+    dataset = _read(lambda: Dataset(read_dataset(settings.dataset).measurements), violations)
+    catalogue = _read(lambda: load_catalogue(settings.gpus), violations)
+    prices = _read(lambda: load_prices(settings.prices), violations)
+    if model is None or dataset is None or catalogue is None or prices is None:
+        raise InvalidInputError(violations)
+    manifest, predictor = model
     return Knowledge(
-        dataset=Dataset(read_dataset(settings.dataset).measurements),
+        dataset=dataset,
         llms=load_measured_llms(),
-        catalogue=load_catalogue(settings.gpus),
-        prices=load_prices(settings.prices),
+        catalogue=catalogue,
+        prices=prices,
         predictor=predictor,
         manifest=manifest,
     )
+
+
+def _read(load: Callable[[], T], violations: list[Violation]) -> T | None:
+    try:
+        return load()
+    except InvalidInputError as error:
+        violations.extend(error.violations)
+    except NotFoundError as error:
+        violations.append(Violation(error.kind, f"{error.name} does not exist"))
+    return None
 
 
 async def run(settings: RecommenderSettings) -> None:

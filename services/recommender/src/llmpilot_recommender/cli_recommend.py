@@ -21,6 +21,7 @@ from llmpilot_servicekit.platform import Platform
 
 DEADLINE_SECONDS = 30.0
 WIDTH_OFF_TERMINAL = 160
+LARGEST_PATH_SHOWN = 200
 
 _config_option = click.option(
     "--config",
@@ -123,18 +124,19 @@ def _stub(platform: Platform) -> Iterator[RecommendationServiceStub]:
 
 def _llm(config: str, name: str) -> Llm:
     path = Path(config)
-    if path.is_dir():
-        path /= "config.json"
-    if path.suffix != ".json" and not path.is_file():
-        if name:
-            raise InvalidInputError([Violation("--name", "goes with the path of a config.json")])
-        return Llm(name=config)
     try:
-        return Llm(name=name, config_json=path.read_text(encoding="utf-8"))
+        if path.is_dir():
+            path /= "config.json"
+        if path.suffix == ".json" or path.is_file():
+            return Llm(name=name, config_json=path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidInputError([Violation("--config", f"{path} cannot be read: {error.strerror}")]) from error
+        problem = f"{str(path)[:LARGEST_PATH_SHOWN]} cannot be read: {error.strerror}"
+        raise InvalidInputError([Violation("--config", problem)]) from error
     except UnicodeDecodeError as error:
         raise InvalidInputError([Violation("--config", f"{path} is not UTF-8 text")]) from error
+    if name:
+        raise InvalidInputError([Violation("--name", "goes with the path of a config.json")])
+    return Llm(name=config)
 
 
 def _int64(option: str, value: int) -> int:
@@ -144,14 +146,17 @@ def _int64(option: str, value: int) -> int:
 
 
 def _prices(path: Path) -> list[pb.Price]:
+    bundled = load_prices()  # these are not the user's: the service may have others
     return [
-        pb.Price(gpu_profile=price.gpu_profile, price_per_hour=price.price_per_hour)
-        for price in load_prices(path).values()
+        pb.Price(gpu_profile=name, price_per_hour=price.price_per_hour)
+        for name, price in load_prices(path).items()
+        if price != bundled.get(name)
     ]
 
 
 def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH_OFF_TERMINAL)
+    width = None if sys.stdout.isatty() else WIDTH_OFF_TERMINAL
+    return Console(width=width, markup=False, emoji=False)  # names are the user's
 
 
 def _print_json(message: Message) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_perfmodel.gpu_catalogue import GpuProfile
 from llmpilot_perfmodel.llm_spec import LlmSpec
 from llmpilot_recommender.dataset import Dataset
@@ -78,7 +79,10 @@ class SeedResult:
 
 
 class Evaluation:
-    """The nested evaluation on one dataset; every seed is a run of its own."""
+    """The nested evaluation on one dataset; every seed is a run of its own.
+
+    InvalidInputError: something was measured of which no architecture, no GPU or no price is known.
+    """
 
     def __init__(
         self,
@@ -90,6 +94,8 @@ class Evaluation:
         grid: Grid,
         worker_count: int,
     ) -> None:
+        if violations := tuple(_unknown(dataset, specs, profiles, prices)):
+            raise InvalidInputError(violations)
         self._data = training_set(dataset, specs, profiles)
         self._specs = specs
         self._profiles = profiles
@@ -176,6 +182,17 @@ class Evaluation:
             ]
             for profile, rows in zip(profiles, latencies, strict=True)
         }
+
+
+def _unknown(
+    dataset: Dataset, specs: Mapping[str, LlmSpec], profiles: Mapping[str, GpuProfile], prices: Prices
+) -> Iterator[Violation]:
+    for names, known, missing in (
+        (dataset.llms, specs, "its architecture is not known"),
+        (dataset.gpu_profiles, profiles, "the GPU is not in the catalogue; add it with --gpus"),
+        (dataset.gpu_profiles, prices, "has no price; add one with --prices"),
+    ):
+        yield from (Violation(f"dataset {name}", missing) for name in names if name not in known)
 
 
 class _Counter:

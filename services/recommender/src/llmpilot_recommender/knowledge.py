@@ -39,10 +39,15 @@ class Knowledge:
     """What is known of the predictor."""
 
     def with_measurement(self, measurement: Measurement, spec: LlmSpec | None) -> "Knowledge":
-        """Return the knowledge after one more measurement."""
+        """Return the knowledge after one more measurement; a simulation replaces no measurement."""
         llms = dict(self.llms)
-        if spec is not None and measurement.llm not in llms:
+        if known := self.measured_llm(measurement.llm):
+            measurement = replace(measurement, llm=known.name)
+        elif spec is not None:
             llms[measurement.llm] = MeasuredLlm(name=measurement.llm, aliases=(), spec=spec)
+        replaced = (row for row in self.dataset.curve(*measurement.key[:2]) if row.key == measurement.key)
+        if measurement.origin is Origin.SIMULATED and any(row.origin is not Origin.SIMULATED for row in replaced):
+            return self
         return replace(self, dataset=self.dataset.with_measurement(measurement), llms=llms)
 
     def measured_llm(self, name: str) -> MeasuredLlm | None:

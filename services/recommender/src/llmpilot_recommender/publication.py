@@ -11,6 +11,7 @@ from llmpilot_recommender.measured_llms import load_measured_llms
 from llmpilot_recommender.measurement import Measurement, to_cells
 from llmpilot_recommender.wire_measurement import write_measurement_recorded
 from llmpilot_servicekit.nats_connection import NatsConnection
+from llmpilot_servicekit.status import sole_cause
 
 
 def event_id_of(measurement: Measurement) -> str:
@@ -27,6 +28,15 @@ async def publish_measurements(
     connect_seconds: float,
 ) -> None:
     """Publish every measurement and wait for each acknowledgement. Raises TimeoutError when NATS does not answer."""
+    try:
+        await _publish(nats_url, measurements, progress, connect_seconds)
+    except ExceptionGroup as group:
+        raise sole_cause(group) from None
+
+
+async def _publish(
+    nats_url: str, measurements: Sequence[Measurement], progress: Callable[[int, int], None], connect_seconds: float
+) -> None:
     nats = NatsConnection(nats_url, streams=STREAMS)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(nats.run())

@@ -121,7 +121,7 @@ def recommend(question: Question, knowledge: Knowledge) -> Recommendation:
         rejections=tuple(rejections),
         nearest=nearest,
         summary=_summary(question, options, rejections, nearest),
-        notes=_notes(question, knowledge, options),
+        notes=_notes(question, knowledge, [nearest.option] if nearest else options),
     )
 
 
@@ -152,8 +152,9 @@ def _reason(curve: Curve, index: int, limits: LatencyLimits) -> str:
 
 def _latency_rejection(profile: GpuProfile, curve: Curve, limits: LatencyLimits) -> Rejection:
     first = curve.points[0]
-    latency = limits.exceeded_by(first).keys() - {Limit.ERROR_RATE}
-    reason = RejectionReason.LATENCY if latency else RejectionReason.ERROR_RATE
+    exceeded = limits.exceeded_by(first)
+    slow = any(math.isfinite(value) for limit, value in exceeded.items() if limit is not Limit.ERROR_RATE)
+    reason = RejectionReason.ERROR_RATE if Limit.ERROR_RATE in exceeded and not slow else RejectionReason.LATENCY
     users = "a single user" if first.users_count == 1 else f"{first.users_count} users, the fewest on record,"
     return _rejection(profile, reason, f"with {users} {_excess(first, limits)} ({curve.basis})")
 
@@ -211,23 +212,27 @@ def _summary(
 ) -> str:
     if options:
         best = options[0]
-        pods = "1 pod" if best.pod_count == 1 else f"{best.pod_count} pods"
         return (
-            f"{pods} on {best.gpu_profile} for {best.price_per_hour:.2f} per hour"
+            f"{_pods(best)} on {best.gpu_profile} for {best.price_per_hour:.2f} per hour"
             f" serve {question.users_count} users within the limits ({best.basis})."
         )
     if nearest is None:
-        reasons = sorted({rejection.reason.value for rejection in rejections})
-        return f"No candidate can serve this LLM, whatever the limits: {', '.join(reasons)}. Add larger GPU profiles."
+        reasons = sorted({rejection.reason for rejection in rejections})
+        advice = "Give a price" if RejectionReason.NO_PRICE in reasons else "Add larger GPU profiles"
+        return f"No candidate can serve this LLM, whatever the limits: {', '.join(reasons)}. {advice}."
     option = nearest.option
     relaxed = " and ".join(
         f"{entry.limit} from {_quantity(entry.limit, entry.requested)} to {_quantity(entry.limit, entry.needed)}"
         for entry in nearest.relaxed_limits
     )
     return (
-        f"No candidate meets the limits. Nearest: relax {relaxed}; then {option.pod_count} pods on"
+        f"No candidate meets the limits. Nearest: relax {relaxed}; then {_pods(option)} on"
         f" {option.gpu_profile} for {option.price_per_hour:.2f} per hour would do ({option.basis})."
     )
+
+
+def _pods(option: Option) -> str:
+    return "1 pod" if option.pod_count == 1 else f"{option.pod_count} pods"
 
 
 def _notes(question: Question, knowledge: Knowledge, options: Sequence[Option]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Invariant: what leaves a `read_*` function is checked; the domain does not check
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 from llmpilot.catalog.v1 import gpu_pb2, llm_pb2
@@ -21,7 +22,10 @@ from llmpilot_recommender.wire_llm import read_llm_spec, write_llm_spec
 
 LARGEST_USERS_COUNT = 10_000_000
 LARGEST_PAGE_SIZE = 1000
+PAGE_TOKEN_PATTERN = re.compile(r"[0-9]{1,9}")
 LARGEST_PRICE_PER_HOUR = 1e9
+LARGEST_HINTED_COUNT = 10
+"""A search for close names takes a millisecond, so that a request full of wrong ones gets no more than these."""
 
 BASES = {
     Basis.MEASURED: pb.BASIS_MEASURED,
@@ -116,7 +120,7 @@ def _read_limits(request: pb.RecommendRequest, violations: list[Violation]) -> L
 def _read_profile(field: str, name: str, knowledge: Knowledge, violations: list[Violation]) -> GpuProfile | None:
     profile = knowledge.catalogue.profile(name)
     if profile is None:
-        close = ", ".join(knowledge.catalogue.suggest(name))
+        close = ", ".join(knowledge.catalogue.suggest(name)) if len(violations) < LARGEST_HINTED_COUNT else ""
         hint = f"did you mean {close}?" if close else "ListGpuProfiles lists all"
         violations.append(Violation(field, f"{name!r} is not in the catalogue; {hint}"))
     return profile
@@ -255,10 +259,10 @@ def read_page(page_size: int, page_token: str, items_count: int) -> tuple[slice,
     violations = []
     if not 0 <= page_size <= LARGEST_PAGE_SIZE:
         violations.append(Violation("page_size", f"must be between 0 and {LARGEST_PAGE_SIZE}, is {page_size}"))
-    start = int(page_token) if page_token.isascii() and page_token.isdigit() else 0
+    start = int(page_token) if PAGE_TOKEN_PATTERN.fullmatch(page_token) else 0
     if page_token and not 0 < start < items_count:
         violations.append(Violation("page_token", f"{page_token[:40]!r} is not the next_page_token of a page"))
     if violations:
         raise InvalidInputError(violations)
-    stop = min(start + (page_size or items_count), items_count)
+    stop = min(start + (page_size or LARGEST_PAGE_SIZE), items_count)
     return slice(start, stop), str(stop) if stop < items_count else ""
