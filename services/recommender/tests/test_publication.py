@@ -30,12 +30,7 @@ def publish_all(small_dataset: Dataset) -> Publish:
     def run(url: str) -> list[tuple[int, int]]:
         steps: list[tuple[int, int]] = []
         asyncio.run(
-            publish_measurements(
-                url,
-                small_dataset.measurements,
-                lambda done, total: steps.append((done, total)),
-                connect_seconds=TIMEOUT_SECONDS,
-            )
+            publish_measurements(url, small_dataset.measurements, lambda done, total: steps.append((done, total)))
         )
         return steps
 
@@ -70,7 +65,7 @@ def test_all_measurements_are_stored_once_however_often_they_are_published(
     with start_nats_server(tmp_path) as server:
         assert publish_all(server.url) == [(done, 32) for done in range(1, 33)]
         publish_all(server.url)
-        asyncio.run(publish_measurements(server.url, [last], lambda *_: None, connect_seconds=TIMEOUT_SECONDS))
+        asyncio.run(publish_measurements(server.url, [last], lambda *_: None))
         assert asyncio.run(stored(server.url, 33)) == [*small_dataset.measurements, last]
 
 
@@ -82,15 +77,7 @@ def test_equal_measurements_have_equal_ids_and_others_do_not(small_dataset: Data
     assert event_id_of(replace(first, test_seconds=121.0)) not in ids
 
 
-def test_dead_nats_server_is_a_timeout() -> None:
-    with pytest.raises(TimeoutError):
-        asyncio.run(publish_measurements(NOBODY_LISTENS, [], lambda *_: None, connect_seconds=0.1))
-
-
-def test_command_says_that_no_nats_server_answers(
-    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli_dataset, "CONNECT_SECONDS", 0.1)
+def test_command_says_that_no_nats_server_answers(small_dataset: Dataset, tmp_path: Path) -> None:
     file = tmp_path / "dataset.csv"
     write_dataset(file, small_dataset.measurements, {})
     result = CliRunner().invoke(cli_dataset.dataset, ["publish", str(file), "--nats-url", NOBODY_LISTENS])

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from llmpilot_contracts.errors import InvalidInputError, PilotError, PreconditionError
 from llmpilot_servicekit.address import split_address
@@ -98,6 +98,7 @@ async def _serving(
             ("grpc.max_receive_message_length", settings.max_request_bytes),
         ],
     )
+    ProcessCollector(registry=registry)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = [registration.service_name for registration in registrations]

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import click
 
-from llmpilot_contracts.errors import UnavailableError
 from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.dataset_file import read_dataset, write_dataset
 from llmpilot_recommender.raw_source import PROVENANCE
 from llmpilot_servicekit.progress import shown_progress
-
-CONNECT_SECONDS = 10.0
 
 
 @click.group()
@@ -52,10 +49,5 @@ def publish(file: Path, nats_url: str) -> None:
 
     measurements = read_dataset(file).measurements
     with shown_progress("measurements published") as advance:
-        try:
-            asyncio.run(publish_measurements(nats_url, measurements, advance, connect_seconds=CONNECT_SECONDS))
-        except TimeoutError as error:
-            raise UnavailableError(
-                f"no NATS server answers at {nats_url}; start the platform with `llm-pilot up`"
-            ) from error
+        asyncio.run(publish_measurements(nats_url, measurements, advance))
     click.echo(f"{len(measurements)} measurements published to {nats_url}")

@@ -95,7 +95,8 @@ class Knowledge:
 
 
 def _measured_curve(rows: Sequence[Measurement]) -> Curve:
-    simulated = any(row.origin is Origin.SIMULATED for row in rows)
+    """Return the measured loads as a curve; simulated ones only where nothing was measured."""
+    measured = [row for row in rows if row.origin is not Origin.SIMULATED]
     return Curve(
         points=tuple(
             CurvePoint(
@@ -104,9 +105,9 @@ def _measured_curve(rows: Sequence[Measurement]) -> Curve:
                 itl_ms=or_infinite(row.itl.median_ms),
                 error_rate=row.error_rate,
             )
-            for row in rows
+            for row in measured or rows
         ),
-        basis=Basis.SIMULATED if simulated else Basis.MEASURED,
+        basis=Basis.MEASURED if measured else Basis.SIMULATED,
         fits_in_memory=True,
         memory_explanation="it ran there",
     )

@@ -24,24 +24,19 @@ async def publish_measurements(
     nats_url: str,
     measurements: Sequence[Measurement],
     progress: Callable[[int, int], None],
-    *,
-    connect_seconds: float,
 ) -> None:
-    """Publish every measurement and wait for each acknowledgement. Raises TimeoutError when NATS does not answer."""
+    """Publish every measurement and wait for each acknowledgement; UnavailableError: NATS does not answer."""
     try:
-        await _publish(nats_url, measurements, progress, connect_seconds)
+        await _publish(nats_url, measurements, progress)
     except ExceptionGroup as group:
         raise sole_cause(group) from None
 
 
-async def _publish(
-    nats_url: str, measurements: Sequence[Measurement], progress: Callable[[int, int], None], connect_seconds: float
-) -> None:
+async def _publish(nats_url: str, measurements: Sequence[Measurement], progress: Callable[[int, int], None]) -> None:
     nats = NatsConnection(nats_url, streams=STREAMS)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(nats.run())
-        async with asyncio.timeout(connect_seconds):
-            await nats.wait_connected()
+        await nats.wait_connected()
         now, llms = datetime.now(UTC), load_measured_llms()
         for done, measurement in enumerate(measurements, start=1):
             llm = llms.get(measurement.llm)

@@ -609,7 +609,7 @@ class ListGpuProfilesResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def gpu_profiles(self) -> _containers.RepeatedCompositeFieldContainer[_gpu_pb2.GpuProfile]:
-        """The profiles, by name."""
+        """The profiles, GPU type by GPU type."""
 
     def __init__(
         self,
