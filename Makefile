@@ -49,7 +49,7 @@ space := $(subst ,, )
 types: export MYPYPATH = $(subst $(space),:,$(strip $(SOURCES)))
 types: $(VENV)/.dev ## mypy --strict, sources and tests
 	$(BIN)/mypy $(SOURCES)
-	@for tests in $(TESTS) benchmarks; do $(BIN)/mypy $$tests || exit 1; done
+	@for tests in $(TESTS) benchmarks conftest.py; do $(BIN)/mypy $$tests || exit 1; done
 
 proto: $(VENV)/.dev ## regenerate the Python code of the protos
 	@PYTHON=$(abspath $(BIN)/python) proto/generate.sh

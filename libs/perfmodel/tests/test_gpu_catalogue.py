@@ -1,5 +1,4 @@
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from llmpilot_contracts.errors import InvalidInputError, NotFoundError
 from llmpilot_perfmodel.gpu_catalogue import Gpu, GpuProfile, load_catalogue
 
 PUBLISHED = {"V100": "V100-16GB", "T4": "T4-16GB", "A10": "A10-24GB", "A100": "A100-40GB", "H100": "H100-80GB"}
-DATA = os.environ.get("LLMPILOT_DATA")
 HEADER = "name,architecture,memory_gb,memory_bandwidth_gb_per_second"
 
 
@@ -88,9 +86,7 @@ def test_h100_tensor_tflops_are_dense() -> None:
     assert gpus["H100-80GB"].tensor_bf16_tflops == gpus["H200-141GB"].tensor_bf16_tflops
 
 
-@pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="LLMPILOT_DATA is not set")
-def test_the_published_features_are_kept() -> None:
+def test_the_published_features_are_kept(public_data: Path) -> None:
     columns = {
         "gpu_n_tensor_cores": "tensor_core_count",
         "gpu_n_rt_cores": "rt_core_count",
@@ -113,7 +109,7 @@ def test_the_published_features_are_kept() -> None:
     }
     sparse = {"tensor_bf16_tflops", "tensor_fp16_tflops", "tensor_fp32_tflops"}
     catalogue = load_catalogue()
-    with (Path(DATA or "") / "llm-pilot" / "gpu_features.csv").open() as file:
+    with (public_data / "llm-pilot" / "gpu_features.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 14
     for row in rows:

@@ -1,5 +1,4 @@
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from llmpilot_perfmodel.gpu_catalogue import load_catalogue
 from llmpilot_perfmodel.prices import Price, load_prices
 
 PUBLISHED = {"V100": "V100-16GB", "T4": "T4-16GB", "A10": "A10-24GB", "A100": "A100-40GB", "H100": "H100-80GB"}
-DATA = os.environ.get("LLMPILOT_DATA")
 
 
 def write(folder: Path, *lines: str) -> Path:
@@ -41,10 +39,8 @@ def test_the_other_prices_say_that_they_are_to_be_replaced() -> None:
     assert all(price.source.endswith("replace with your own") for price in others)
 
 
-@pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="LLMPILOT_DATA is not set")
-def test_the_published_prices_are_kept() -> None:
-    with (Path(DATA or "") / "llm-pilot" / "prices.csv").open() as file:
+def test_the_published_prices_are_kept(public_data: Path) -> None:
+    with (public_data / "llm-pilot" / "prices.csv").open() as file:
         published = {row["GPU"]: float(row["price"]) for row in csv.DictReader(file)}
     prices = load_prices()
     for name, price in published.items():

@@ -1,5 +1,4 @@
 import csv
-import os
 import threading
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from llmpilot_recommender.dataset_import import import_raw
 from llmpilot_recommender.measurement import Measurement, Origin, Quantiles
 from llmpilot_recommender.raw_source import PROVENANCE
 
-PUBLISHED = Path(os.environ.get("LLMPILOT_DATA", Path(__file__).parents[4] / "shared" / "data")) / "llm-pilot"
-RAW = PUBLISHED / "performance_characterization_data_raw.tar.xz"
-MEDIANS = PUBLISHED / "expected" / "expected_predictions_LLM-Pilot.csv"
+RAW = "llm-pilot/performance_characterization_data_raw.tar.xz"
+MEDIANS = "llm-pilot/expected/expected_predictions_LLM-Pilot.csv"
 
 HEADER = (
     "status,errors,model,num_users,n_gpus,gpu_type,experiment_duration_s,n_input_tokens,n_output_tokens,"
@@ -136,17 +134,14 @@ def test_missing_published_medians_are_not_found(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def imported() -> tuple[Measurement, ...]:
-    if not RAW.exists():
-        pytest.skip(f"no public data at {PUBLISHED}; set LLMPILOT_DATA")
-    return import_raw(RAW, published_medians=MEDIANS)
+def imported(public_data: Path) -> tuple[Measurement, ...]:
+    return import_raw(public_data / RAW, published_medians=public_data / MEDIANS)
 
 
-@pytest.mark.data
-def test_all_medians_are_the_published_ones(imported: tuple[Measurement, ...]) -> None:
+def test_all_medians_are_the_published_ones(imported: tuple[Measurement, ...], public_data: Path) -> None:
     gpu_names = {"A10": "24GB", "A100": "40GB", "H100": "80GB", "T4": "16GB", "V100": "16GB"}
     published = {}
-    with MEDIANS.open(encoding="utf-8") as file:
+    with (public_data / MEDIANS).open(encoding="utf-8") as file:
         for cells in csv.DictReader(file):
             count, gpu_type = cells["gpu"].split(" x ")
             key = cells["model"], f"{count}x{gpu_type}-{gpu_names[gpu_type]}", int(cells["num_users"])
@@ -158,7 +153,6 @@ def test_all_medians_are_the_published_ones(imported: tuple[Measurement, ...]) -
         assert row.itl.median_ms == itl_ms, row.key
 
 
-@pytest.mark.data
 @pytest.mark.parametrize(
     ("key", "ttft_ms", "throughput"),
     [  # the rows that the published notebook (Preprocess_data.ipynb) shows
@@ -182,7 +176,6 @@ def test_ttft_and_throughput_are_the_published_ones(
     assert row.throughput_tokens_per_second == pytest.approx(throughput, abs=5e-7)
 
 
-@pytest.mark.data
 def test_failures_hidden_in_the_published_medians_are_counted(imported: tuple[Measurement, ...]) -> None:
     measured = [row for row in imported if row.origin is Origin.MEASURED]
     assert len(measured) == 526
@@ -192,13 +185,11 @@ def test_failures_hidden_in_the_published_medians_are_counted(imported: tuple[Me
     assert sum((row.error_rate or 0) > 0.1 for row in measured) == 33
 
 
-@pytest.mark.data
 def test_the_published_cheapest_gpu_of_llama_13b_loses_most_requests(imported: tuple[Measurement, ...]) -> None:
     rates = {row.users_count: row.error_rate for row in imported if row.key[:2] == ("llama-13b", "1xA100-40GB")}
     assert [round(100 * (rates[users_count] or 0)) for users_count in (32, 64, 128)] == [49, 80, 57]
 
 
-@pytest.mark.data
 def test_only_two_load_tests_are_published_medians(imported: tuple[Measurement, ...]) -> None:
     assert [row.key for row in imported if row.origin is Origin.PUBLISHED_MEDIAN] == [
         ("bigcode/starcoder", "4xH100-80GB", 128),
@@ -206,16 +197,12 @@ def test_only_two_load_tests_are_published_medians(imported: tuple[Measurement, 
     ]
 
 
-@pytest.mark.data
 def test_bundled_dataset_is_a_fresh_import_byte_for_byte(imported: tuple[Measurement, ...], tmp_path: Path) -> None:
     path = tmp_path / "characterization.csv"
     write_dataset(path, imported, {**PROVENANCE, "command": COMMAND})
     assert path.read_bytes() == BUNDLED_DATASET.read_bytes()
 
 
-@pytest.mark.data
-def test_bundled_licence_is_the_published_text() -> None:
-    licence = PUBLISHED / "LICENSE-DATA.md"
-    if not licence.exists():
-        pytest.skip(f"no public data at {PUBLISHED}; set LLMPILOT_DATA")
+def test_bundled_licence_is_the_published_text(public_data: Path) -> None:
+    licence = public_data / "llm-pilot" / "LICENSE-DATA.md"
     assert BUNDLED_DATASET.with_name("LICENSE-DATA.md").read_bytes() == licence.read_bytes()

@@ -1,13 +1,8 @@
 import csv
-import os
 from pathlib import Path
-
-import pytest
 
 from llmpilot_recommender.dataset_file import BUNDLED_DATASET, read_dataset
 from llmpilot_recommender.measured_llms import load_measured_llms
-
-PUBLISHED = Path(os.environ.get("LLMPILOT_DATA", Path(__file__).parents[4] / "shared" / "data")) / "llm-pilot"
 
 
 def test_every_llm_of_the_dataset_is_described_and_no_other() -> None:
@@ -32,12 +27,8 @@ def test_no_two_llms_share_a_name_or_an_alias() -> None:
     assert len(names) == len(set(names)) == 14
 
 
-@pytest.mark.data
-def test_features_are_the_published_ones() -> None:
-    path = PUBLISHED / "llm_features.csv"
-    if not path.exists():
-        pytest.skip(f"no public data at {PUBLISHED}; set LLMPILOT_DATA")
-    with path.open(encoding="utf-8") as file:
+def test_features_are_the_published_ones(public_data: Path) -> None:
+    with (public_data / "llm-pilot" / "llm_features.csv").open(encoding="utf-8") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
     llms = load_measured_llms()
     assert set(llms) == set(rows)

@@ -1,5 +1,4 @@
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,13 @@ from llmpilot_recommender.knowledge import Knowledge
 from llmpilot_recommender.published import read_published, with_references
 from llmpilot_recommender.scores import Curves, best_static_policy, score_curves
 
-PUBLISHED = Path(os.environ.get("LLMPILOT_DATA", Path(__file__).parents[4] / "shared" / "data")) / "llm-pilot"
 HEADER = "model,gpu,num_users,prediction_median_nttft,prediction_median_itl\n"
 LARGEST_POD_COUNT = 40
 """The published policies go up to 35 pods."""
 
 
-@pytest.mark.data
-def test_published_scores_of_all_methods_are_reproduced(bundled_knowledge: Knowledge) -> None:
-    folder = PUBLISHED / "expected"
-    if not folder.exists():
-        pytest.skip(f"no public data at {PUBLISHED}; set LLMPILOT_DATA")
+def test_published_scores_of_all_methods_are_reproduced(bundled_knowledge: Knowledge, public_data: Path) -> None:
+    folder = public_data / "llm-pilot" / "expected"
     with (folder / "expected_recommendation_scores.csv").open() as file:
         expected = {
             row[""]: tuple(float(row[name]) for name in ("success_rate", "overspend", "so_score"))
