@@ -113,8 +113,29 @@ def address_of(process: subprocess.Popen[bytes], address_file: Path) -> str:
     return address
 
 
+def measure(address: str, count: int, server: psutil.Process) -> None:
+    """Print the table of one server."""
+    checked = health_pb2.HealthCheckRequest()
+    with grpc.insecure_channel(address) as channel:
+        recommender = RecommendationServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def check(_: int) -> object:
+            return health.Check(checked, timeout=DEADLINE_SECONDS)  # type: ignore[attr-defined]  # stub lacks it
+
+        def recommend(index: int) -> pb.RecommendResponse:
+            return recommender.Recommend(request(index), timeout=DEADLINE_SECONDS)
+
+        answer = recommend(0)
+        print(f"{len(answer.options) + len(answer.rejections)} GPU profiles x 8 user levels;", end=" ")
+        print(f"server memory {server.memory_info().rss / 2**20:.0f} MB; rate with {CONCURRENT_CALLS} calls at once")
+        print(HEADER)
+        print(measured("health", check, count // 5, server))
+        print(measured("Recommend", recommend, count, server))
+
+
 def main() -> None:
-    """Start the server, measure, print the table."""
+    """Start the server on one core and measure it from another."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else CALLS
     cores = sorted(os.sched_getaffinity(0))
     folder = Path(tempfile.mkdtemp())
@@ -132,31 +153,7 @@ def main() -> None:
             server = psutil.Process(process.pid)
             server.cpu_affinity([cores[0]])
             os.sched_setaffinity(0, {cores[-1]})
-            with grpc.insecure_channel(address) as channel:
-                recommender = RecommendationServiceStub(channel)
-                health = health_pb2_grpc.HealthStub(channel)
-                answer = recommender.Recommend(request(0), timeout=DEADLINE_SECONDS)
-                profiles = len(answer.options) + len(answer.rejections)
-                print(
-                    f"{profiles} GPU profiles x 8 user levels; server on core {cores[0]}, client on core {cores[-1]};"
-                )
-                memory = server.memory_info().rss / 2**20
-                print(f"rate with {CONCURRENT_CALLS} calls at once; server memory {memory:.0f} MB")
-                print(HEADER)
-                checked = health_pb2.HealthCheckRequest()
-
-                def check(_: int) -> object:
-                    return health.Check(checked, timeout=DEADLINE_SECONDS)  # type: ignore[attr-defined]  # stub lacks it
-
-                print(measured("health", check, count // 5, server))
-                print(
-                    measured(
-                        "Recommend",
-                        lambda index: recommender.Recommend(request(index), timeout=DEADLINE_SECONDS),
-                        count,
-                        server,
-                    )
-                )
+            measure(address, count, server)
         finally:
             process.terminate()
             process.wait(DEADLINE_SECONDS)

@@ -173,6 +173,10 @@ def test_name_without_a_file_is_refused(run: Run) -> None:
     assert "--name" in str(refusal(run(recommend, *LLAMA, "--name", "x")))
 
 
+def test_all_candidates_and_some_is_refused(run: Run) -> None:
+    assert "goes alone" in str(refusal(run(recommend, *LLAMA, "--candidate", "all", "--candidate", "1xT4-16GB")))
+
+
 def test_number_of_users_no_message_holds_is_refused(run: Run) -> None:
     arguments = ("--users", str(10**30), "--nttft-ms", "1", "--itl-ms", "1")
     assert "--users" in str(refusal(run(recommend, "--config", "llama-7b", *arguments)))
@@ -257,10 +261,43 @@ def test_evaluation_refuses_files_before_it_starts(tmp_path: Path) -> None:
         assert str(tmp_path) in str(result.exception)
 
 
-def test_evaluation_of_a_small_dataset_prints_and_keeps_its_scores(two_llms: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.json"
+def test_evaluation_of_two_llms_is_refused(two_llms: Path) -> None:
+    result = CliRunner().invoke(evaluate, ("--dataset", str(two_llms)))
+    assert isinstance(result.exception, PreconditionError)
+    assert "three LLMs" in str(result.exception)
+
+
+def test_report_that_cannot_be_written_is_refused_before_the_evaluation(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "none" / "report.json"):
+        result = CliRunner().invoke(evaluate, ("--out", str(out)))
+        assert isinstance(result.exception, PreconditionError)
+        assert str(out) in str(result.exception)
+
+
+def test_model_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(train, ("--out", str(tmp_path / "file")))
+    assert isinstance(result.exception, PreconditionError)
+    assert "file cannot be made a folder" in str(result.exception)
+    assert "trainings" not in result.output
+
+
+def test_evaluation_with_other_prices_does_not_resume(small_dataset: Dataset, tmp_path: Path) -> None:
+    dataset, out, prices = tmp_path / "dataset.csv", tmp_path / "report.json", tmp_path / "prices.csv"
+    write_dataset(dataset, small_dataset.measurements, {})
+    arguments = ("--dataset", str(dataset), "--seeds", "1", "--out", str(out))
+    assert CliRunner().invoke(evaluate, arguments).exception is None
+    prices.write_text("gpu_profile,price_per_hour\n1xA100-40GB,99\n")
+    result = CliRunner().invoke(evaluate, (*arguments, "--prices", str(prices)))
+    assert isinstance(result.exception, PreconditionError)
+    assert "name another --out" in str(result.exception)
+
+
+def test_evaluation_of_a_small_dataset_prints_and_keeps_its_scores(small_dataset: Dataset, tmp_path: Path) -> None:
+    dataset, out = tmp_path / "dataset.csv", tmp_path / "report.json"
+    write_dataset(dataset, small_dataset.measurements, {})
     for seeds in ("1", "2"):
-        result = CliRunner().invoke(evaluate, ("--dataset", str(two_llms), "--seeds", seeds, "--out", str(out)))
+        result = CliRunner().invoke(evaluate, ("--dataset", str(dataset), "--seeds", seeds, "--out", str(out)))
         assert result.exception is None
         assert [entry["seed"] for entry in json.loads(out.read_text())["results"]] == [*range(int(seeds))]
     assert "seed 1 of 2" in result.output

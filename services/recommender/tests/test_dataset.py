@@ -55,14 +55,6 @@ def test_measurement_with_a_new_key_is_added() -> None:
     assert Dataset(ROWS).with_measurement(measurement("c", "1xT4-16GB", 1)).llms == ("a", "b", "c")
 
 
-def test_dataset_without_an_llm_has_none_of_its_measurements() -> None:
-    assert Dataset(ROWS).without_llm("b").measurements == (ROWS[3],)
-
-
-def test_without_an_unknown_llm_nothing_changes() -> None:
-    assert Dataset(ROWS).without_llm("unknown") == Dataset(ROWS)
-
-
 def test_repeated_keys_are_all_named() -> None:
     with pytest.raises(InvalidInputError) as caught:
         Dataset((*ROWS, ROWS[3], ROWS[0]))

@@ -129,7 +129,7 @@ def test_published_medians_without_their_columns_are_rejected(tmp_path: Path) ->
 
 
 def test_missing_published_medians_are_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="published medians"):
+    with pytest.raises(NotFoundError, match="published table"):
         import_raw(tmp_path, published_medians=tmp_path / "none.csv")
 
 

@@ -182,13 +182,11 @@ def test_results_come_by_seed(result: SeedResult) -> None:
 def test_report_of_another_dataset_is_refused(tmp_path: Path, result: SeedResult) -> None:
     path = tmp_path / "report.json"
     Report.resumed(path, "1-abc").add(result)
-    with pytest.raises(PreconditionError, match=r"evaluates dataset 1-abc, this is 1-def"):
+    with pytest.raises(PreconditionError, match=r"evaluates 1-abc; this is 1-def"):
         Report.resumed(path, "1-def")
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"dataset_version": "1-abc"}', '{"dataset_version": 1, "results": []}']
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"inputs": "1-abc"}', '{"inputs": 1, "results": []}'])
 def test_file_that_is_no_report_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)

@@ -51,6 +51,20 @@ def refusal(model: Path) -> InvalidInputError:
     return caught.value
 
 
+def test_bundled_model_is_what_training_on_the_bundled_data_gives(bundled_knowledge: Knowledge) -> None:
+    """So that it was trained on the features that it is asked with."""
+    manifest, bundled = load_model(BUNDLED_MODEL)
+    profiles = {profile.name: profile for profile in bundled_knowledge.catalogue.profiles()}
+    data = training_set(bundled_knowledge.dataset, SPECS, profiles)
+    limits = LatencyLimits(nttft_ms=manifest.limits.nttft_ms, itl_ms=manifest.limits.itl_ms)
+    again = train_all(data, limits, manifest.hyperparameters, manifest.seed)
+    # n = 1056 predictions; another CPU may sum in another order, so float32's 1e-7 with room.
+    np.testing.assert_allclose(
+        bundled.inplace_predict(data.features), again.inplace_predict(data.features), rtol=1e-4, atol=1e-3
+    )
+    assert manifest.dataset_version == bundled_knowledge.dataset.version
+
+
 def test_model_that_was_saved_predicts_the_same_when_loaded(tmp_path: Path, small_dataset: Dataset) -> None:
     profiles = {profile.name: profile for profile in load_catalogue().profiles()}
     data = training_set(small_dataset, SPECS, profiles)

@@ -66,10 +66,25 @@ def test_all_missing_columns_are_named(tmp_path: Path) -> None:
     assert len(caught.value.violations) == 3
 
 
-@pytest.mark.parametrize("row", ["llm,2 x A100,eight,1,1", "llm,2 x A100,8", "llm,A100,8,1,1", "llm,2 x A100,8,fast,1"])
+@pytest.mark.parametrize(
+    "row", ["llm,2 x A100,eight,1,1", "llm,2 x A100,8", "llm,A100,8,1,1", "llm,2 x A100,8,fast,1", "llm,2 x B200,8,1,1"]
+)
 def test_mistyped_line_is_named(tmp_path: Path, row: str) -> None:
     (tmp_path / "expected_predictions_Mine.csv").write_text(f"{HEADER}llm,2 x A100,1,1,1\n{row}\n")
-    with pytest.raises(InvalidInputError, match=r"expected_predictions_Mine\.csv line 3"):
+    with pytest.raises(InvalidInputError, match=r"expected_predictions_Mine\.csv row 2"):
+        read_published(tmp_path)
+
+
+def test_rivals_keep_their_word_where_the_truth_holds_nothing() -> None:
+    predicted: Curves = {"llm": {"1xT4-16GB": [CurvePoint(users_count=1, nttft_ms=1, itl_ms=1, error_rate=None)]}}
+    truth: Curves = {"other": {}}
+    assert with_references("PARIS", predicted, truth) == predicted
+    assert truth == {"other": {}}
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "expected_predictions_Mine.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInputError, match="must be a CSV file"):
         read_published(tmp_path)
 
 

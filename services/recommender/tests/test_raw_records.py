@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_recommender.aggregation import aggregate
-from llmpilot_recommender.raw_records import gpu_profile_name, parse_raw_file
+from llmpilot_recommender.published import gpu_profile_name
+from llmpilot_recommender.raw_records import parse_raw_file
 
 HEADER = (
     ",smpnum,errors,status,model,num_users,n_gpus,gpu_type,experiment_duration_s,n_input_tokens,n_output_tokens,"

@@ -288,6 +288,21 @@ def test_nearest_option_is_the_one_with_the_smallest_relative_relaxation() -> No
     )
 
 
+def test_limits_are_relaxed_far_enough_as_they_are_printed() -> None:
+    answer = ask(predicting({"1xA100-40GB": ((100.01, 65.0041),) * 3}), ["1xA100-40GB"])
+    assert "relax nTTFT from 100 ms to 100.1 ms and ITL from 50 ms to 65.01 ms;" in answer.summary
+    rows = [replace(measured("mine", "1xA100-40GB", 1), request_count=2000, error_count=21)]
+    assert "from 1.0% to 1.1%;" in ask(predicting({}, rows), ["1xA100-40GB"], name="mine").summary
+
+
+def test_nearest_of_equally_slow_options_is_the_cheapest() -> None:
+    knowledge = predicting({"2xA100-40GB": SLOW, "1xA100-40GB": SLOW, "1xV100-16GB": SLOW})
+    prices = {"2xA100-40GB": 8.0, "1xA100-40GB": 4.0, "1xV100-16GB": 6.0}
+    answer = ask(knowledge, list(prices), prices=prices)
+    assert answer.nearest is not None
+    assert answer.nearest.option.gpu_profile == "1xA100-40GB"
+
+
 def test_all_limits_to_relax_are_named() -> None:
     answer = ask(predicting({"1xA100-40GB": ((110, 65),) * 3}), ["1xA100-40GB"])
     assert answer.nearest is not None

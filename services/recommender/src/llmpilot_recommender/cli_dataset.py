@@ -7,6 +7,7 @@ import click
 
 from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.dataset_file import read_dataset, write_dataset
+from llmpilot_recommender.measurement import Origin
 from llmpilot_recommender.raw_source import PROVENANCE
 from llmpilot_servicekit.progress import shown_progress
 
@@ -34,7 +35,11 @@ def import_(path: Path, published_medians: Path | None, out: Path) -> None:
     if not published_medians:
         command = "llm-pilot dataset import PATH --out FILE"
     write_dataset(out, measurements, {**PROVENANCE, "command": command})
-    click.echo(f"{len(measurements)} measurements written to {out}, version {Dataset(measurements).version}")
+    filled = sum(row.origin is Origin.PUBLISHED_MEDIAN for row in measurements)
+    click.echo(
+        f"{len(measurements)} measurements, {filled} of them published medians, written to {out},"
+        f" version {Dataset(measurements).version}"
+    )
 
 
 @dataset.command()

@@ -75,6 +75,8 @@ def recommend(
     )
     if candidates == ("all",):
         request.all_gpu_profiles = True
+    elif "all" in candidates:
+        raise InvalidInputError([Violation("--candidate", "`all` goes alone; leave the other profiles out")])
     elif candidates:
         request.gpu_profiles.names.extend(candidates)
     with _stub(platform) as stub:

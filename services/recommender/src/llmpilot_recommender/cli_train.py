@@ -1,8 +1,11 @@
 """`llm-pilot train` and `llm-pilot evaluate`: make a performance model, and find out how good the method is."""
 
+import hashlib
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 
 import click
@@ -16,6 +19,7 @@ from llmpilot_recommender.dataset_file import BUNDLED_DATASET, read_dataset
 from llmpilot_recommender.decision import LatencyLimits
 from llmpilot_recommender.evaluation import PAPER_LIMITS, Evaluation
 from llmpilot_recommender.evaluation_report import Report, print_report
+from llmpilot_recommender.file_output import make_folder
 from llmpilot_recommender.measured_llms import load_measured_llms
 from llmpilot_recommender.model_store import save_model
 from llmpilot_recommender.published import read_published
@@ -48,6 +52,7 @@ def train(*, dataset_path: Path, gpus: Path | None, nttft_ms: float, itl_ms: flo
     specs = {name: llm.spec for name, llm in load_measured_llms().items()}
     profiles = {profile.name: profile for profile in load_catalogue(gpus).profiles()}
     data = training_set(dataset, specs, profiles)
+    make_folder(out)
     with shown_progress("trainings of the cross-validation") as advance:
         parameters, error = select_hyperparameters(data, limits, grid=Grid(), seed=seed, progress=advance)
     manifest = save_model(
@@ -85,13 +90,15 @@ def evaluate(
 ) -> None:
     """Evaluate the paper's method by nested leave-one-LLM-out, over seeds, limits and two truths."""
     dataset = Dataset(read_dataset(dataset_path).measurements)
-    report = Report.resumed(out, dataset.version)
     methods = read_published(published) if published else {}
     price_of = {name: price.price_per_hour for name, price in load_prices(prices).items()}
+    profiles = {profile.name: profile for profile in load_catalogue(gpus).profiles()}
+    inputs = f"dataset {dataset.version}, prices {_digest(price_of)}, GPUs {_digest(profiles)}"
+    report = Report.resumed(out, inputs)
     evaluation = Evaluation(
         dataset,
         {name: llm.spec for name, llm in load_measured_llms().items()},
-        {profile.name: profile for profile in load_catalogue(gpus).profiles()},
+        profiles,
         price_of,
         grid=Grid(),
         worker_count=os.cpu_count() or 1,
@@ -101,3 +108,7 @@ def evaluate(
             with shown_progress(f"seed {seed} of {seeds}, steps") as advance:
                 report.add(evaluation.run(seed, advance))
     print_report(report, dataset, methods, price_of, Console(width=None if os.isatty(1) else 120))
+
+
+def _digest(figures: Mapping[str, object]) -> str:
+    return hashlib.sha256(repr(sorted(figures.items(), key=itemgetter(0))).encode()).hexdigest()[:12]

@@ -78,10 +78,6 @@ class Dataset:
         """Return a dataset with this measurement in place of the one with the same key, if any."""
         return _dataset_of({**self._by_key, measurement.key: measurement})
 
-    def without_llm(self, llm: str) -> "Dataset":
-        """Return a dataset with no measurement of this LLM."""
-        return _dataset_of({key: kept for key, kept in self._by_key.items() if kept.llm != llm})
-
     @cached_property
     def _curves(self) -> dict[tuple[str, str], tuple[Measurement, ...]]:
         curves = defaultdict(list)

@@ -7,15 +7,14 @@ schema.
 import csv
 import io
 import itertools
-import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmpilot_contracts.dataset_schema import COLUMN_NAMES, SCHEMA_VERSION, problems, row_problems
-from llmpilot_contracts.errors import InvalidInputError, NotFoundError, PreconditionError, Violation
+from llmpilot_contracts.errors import InvalidInputError, NotFoundError, Violation
+from llmpilot_recommender.file_output import write_whole
 from llmpilot_recommender.measurement import Measurement, from_cells, to_cells
 
 BUNDLED_DATASET = Path(__file__).parent / "data" / "characterization.csv"
@@ -72,7 +71,7 @@ def write_dataset(path: Path, measurements: Iterable[Measurement], provenance: M
     text = io.StringIO(newline="")
     text.writelines(f"{comment}\n" for comment in comments)
     csv.writer(text, lineterminator="\n").writerows([COLUMN_NAMES, *rows])
-    _replace(path, text.getvalue())
+    write_whole(path, text.getvalue().encode())
 
 
 def violations_of(measurement: Measurement) -> Iterator[Violation]:
@@ -134,17 +133,3 @@ def _comment_problems(comments: Sequence[str]) -> Iterator[tuple[int, str]]:
 def _provenance(comments: Sequence[str]) -> dict[str, str]:
     matches = [match for comment in comments[1:] if (match := _COMMENT.fullmatch(comment))]
     return {match["key"]: match["value"] for match in matches}
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with draft.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise PreconditionError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)

@@ -5,25 +5,21 @@ a time.
 Source: IBM/LLM-performance-prediction (Lazuka et al., 2024).
 """
 
-import csv
-import math
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from llmpilot_contracts.errors import InvalidInputError, NotFoundError, Violation
+from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_recommender.aggregation import aggregate
 from llmpilot_recommender.measurement import Measurement, Origin, Quantiles
-from llmpilot_recommender.raw_records import GPU_OF_TYPE, gpu_profile_name, parse_raw_file
+from llmpilot_recommender.published import read_rows
+from llmpilot_recommender.raw_records import parse_raw_file
 from llmpilot_recommender.raw_source import raw_csvs
 
 _VIOLATIONS_MAX = 50
-_MEDIAN_COLUMNS = ("model", "gpu", "num_users", "median_nttft", "median_itl")
-_PUBLISHED_GPU = re.compile(rf"(?P<count>[1-9][0-9]?) x (?P<type>{'|'.join(GPU_OF_TYPE)})")
 
 
 def import_raw(
@@ -91,50 +87,17 @@ def _measure(name: str, content: bytes) -> Measurement | InvalidInputError:
 
 
 def _read_medians(path: Path) -> tuple[Measurement, ...]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True, restval="")
-            rows = list(reader)
-    except FileNotFoundError as error:
-        raise NotFoundError("file of published medians", str(path)) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInputError([Violation(str(path), f"must be a CSV file: {error}")]) from error
-    missing = [column for column in _MEDIAN_COLUMNS if column not in (reader.fieldnames or ())]
-    violations = [Violation(f"{path.name} column {column}", "missing") for column in missing] or [
-        Violation(f"{path.name} row {number}, column {column}", problem)
-        for number, row in enumerate(rows, start=1)
-        for column, problem in _median_problems(row)
-    ]
-    if violations:
-        raise InvalidInputError(_capped(violations))
-    return tuple(map(_published_median, rows))
-
-
-def _median_problems(row: dict[str, str]) -> Iterator[tuple[str, str]]:
-    if not row["model"]:
-        yield "model", "must not be empty"
-    if not _PUBLISHED_GPU.fullmatch(row["gpu"]):
-        yield "gpu", f"must be like '4 x H100' with one of {', '.join(GPU_OF_TYPE)}, is {row['gpu']!r}"
-    if not re.fullmatch(r"[1-9][0-9]{0,5}", row["num_users"]):
-        yield "num_users", f"must be a whole number > 0, is {row['num_users']!r}"
-    for column in ("median_nttft", "median_itl"):
-        try:
-            valid = 0 <= float(row[column]) < math.inf
-        except ValueError:
-            valid = False
-        if not valid:
-            yield column, f"must be a number >= 0, is {row[column]!r}"
-
-
-def _published_median(row: dict[str, str]) -> Measurement:
-    count, _, gpu_type = row["gpu"].split()
-    return Measurement(
-        llm=row["model"],
-        gpu_profile=gpu_profile_name(count, gpu_type),
-        users_count=int(row["num_users"]),
-        origin=Origin.PUBLISHED_MEDIAN,
-        nttft=Quantiles(median_ms=float(row["median_nttft"])),
-        itl=Quantiles(median_ms=float(row["median_itl"])),
+    rows = read_rows(path, nttft_column="median_nttft", itl_column="median_itl", smallest_ms=0)
+    return tuple(
+        Measurement(
+            llm=row.llm,
+            gpu_profile=row.gpu_profile,
+            users_count=row.users_count,
+            origin=Origin.PUBLISHED_MEDIAN,
+            nttft=Quantiles(median_ms=row.nttft_ms),
+            itl=Quantiles(median_ms=row.itl_ms),
+        )
+        for row in rows
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_contracts.errors import InvalidInputError, PreconditionError, Violation
 from llmpilot_perfmodel.gpu_catalogue import GpuProfile
 from llmpilot_perfmodel.llm_spec import LlmSpec
 from llmpilot_recommender.dataset import Dataset
@@ -60,7 +60,7 @@ def true_curves(dataset: Dataset) -> Curves:
                 error_rate=row.error_rate,
             )
         )
-    return curves
+    return {llm: dict(by_profile) for llm, by_profile in curves.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +104,8 @@ class Evaluation:
         self._worker_count = worker_count
         self._truth = true_curves(dataset)
         self._llms = sorted(set(self._data.llms.tolist()))
+        if len(self._llms) < 3:  # noqa: PLR2004 one to predict, one to choose hyperparameters on, one to learn from
+            raise PreconditionError("a nested evaluation needs measurements of at least three LLMs")
         self._users_counts = dataset.users_counts
 
     def run(self, seed: int, progress: Progress) -> SeedResult:

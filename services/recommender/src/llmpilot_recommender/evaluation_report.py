@@ -19,6 +19,7 @@ from llmpilot_recommender.evaluation import (
     spread,
     true_curves,
 )
+from llmpilot_recommender.file_output import write_whole
 from llmpilot_recommender.published import with_references
 from llmpilot_recommender.scores import Curves, Prices, Score, best_static_policy, score_curves
 
@@ -30,33 +31,34 @@ TRUTHS = {"published": PUBLISHED_ERROR_RATE, "clean": CLEAN_ERROR_RATE}
 class ReportFile(BaseModel):
     """What is kept."""
 
-    dataset_version: str
+    inputs: str
+    """What the results depend on; others do not go with them."""
     results: list[SeedResult]
 
 
 class Report:
     """The results so far, written to a file after each seed if there is one."""
 
-    def __init__(self, dataset_version: str, results: Sequence[SeedResult], path: Path | None) -> None:
-        self._file = ReportFile(dataset_version=dataset_version, results=list(results))
+    def __init__(self, inputs: str, results: Sequence[SeedResult], path: Path | None) -> None:
+        self._file = ReportFile(inputs=inputs, results=list(results))
         self._path = path
 
     @classmethod
-    def resumed(cls, path: Path | None, dataset_version: str) -> "Report":
+    def resumed(cls, path: Path | None, inputs: str) -> "Report":
         """Return the report that a file holds, an empty one if there is none yet."""
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise PreconditionError(f"--out must be a file in a folder that exists, is {path}")
         if path is None or not path.exists():
-            return cls(dataset_version, [], path)
+            return cls(inputs, [], path)
         try:
             file = TypeAdapter(ReportFile).validate_json(path.read_bytes())
         except ValidationError as error:
             raise InvalidInputError(
                 [Violation("--out", f"{path} is not an evaluation of this version; name another file")]
             ) from error
-        if file.dataset_version != dataset_version:
-            raise PreconditionError(
-                f"{path} evaluates dataset {file.dataset_version}, this is {dataset_version}; name another --out"
-            )
-        return cls(dataset_version, file.results, path)
+        if file.inputs != inputs:
+            raise PreconditionError(f"{path} evaluates {file.inputs}; this is {inputs}; name another --out")
+        return cls(inputs, file.results, path)
 
     @property
     def results(self) -> tuple[SeedResult, ...]:
@@ -71,9 +73,7 @@ class Report:
         """Keep one more result."""
         self._file.results.append(result)
         if self._path:
-            draft = self._path.with_name(f".{self._path.name}.part")
-            draft.write_text(self._file.model_dump_json(indent=1) + "\n")
-            draft.replace(self._path)
+            write_whole(self._path, self._file.model_dump_json(indent=1).encode() + b"\n")
 
 
 def print_report(

@@ -4,8 +4,6 @@ Invariant: a model that loads was written by a compatible version and is the one
 """
 
 import hashlib
-import os
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +12,7 @@ import xgboost
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_recommender.file_output import make_folder, write_whole
 from llmpilot_recommender.training import Hyperparameters
 
 FORMAT_VERSION: Literal[1] = 1
@@ -72,9 +71,9 @@ def save_model(directory: Path, booster: xgboost.Booster, **facts: object) -> Ma
             "booster_sha256": digest,
         }
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / BOOSTER_NAME, content)
-    _replace(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
+    make_folder(directory)
+    write_whole(directory / BOOSTER_NAME, content)
+    write_whole(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
     return manifest
 
 
@@ -112,10 +111,3 @@ def _load_manifest(path: Path) -> Manifest:
 
 def _refusal(path: Path, description: str) -> InvalidInputError:
     return InvalidInputError([Violation(str(path), description)])
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)  # noqa: PTH101 the file is named by a string here
-    Path(file.name).replace(path)

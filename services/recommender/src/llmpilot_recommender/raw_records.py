@@ -17,9 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
-
-GPU_OF_TYPE = {"A10": "A10-24GB", "A100": "A100-40GB", "H100": "H100-80GB", "T4": "T4-16GB", "V100": "V100-16GB"}
-"""The catalogue's name of each GPU type in the records; their A100 has 40 GB, not the 80 GB of the paper's Table I."""
+from llmpilot_recommender.published import GPU_OF_TYPE, gpu_profile_name
 
 _CONSTANT_COLUMNS = ("model", "gpu_type", "n_gpus", "num_users", "experiment_duration_s")
 _NUMBER_COLUMNS = ("status", "n_input_tokens", "n_output_tokens")
@@ -49,11 +47,6 @@ class RawFile:
     """The requests' lists of milliseconds, e.g. `[8, 164, 19]`, one right after the other."""
     latency_offsets: npt.NDArray[np.int64]
     """Where each list begins in `latency_text`; one more entry for where the last one ends."""
-
-
-def gpu_profile_name(gpu_count: str | int, gpu_type: str) -> str:
-    """Return the catalogue's name of a GPU profile, e.g. 2xA100-40GB. Raises KeyError for an unknown type."""
-    return f"{int(gpu_count)}x{GPU_OF_TYPE[gpu_type]}"
 
 
 def parse_raw_file(name: str, content: bytes) -> RawFile:

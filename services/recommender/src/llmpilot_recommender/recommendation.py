@@ -79,7 +79,7 @@ class RelaxedLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearestOption:
-    """The deployment whose limits need the smallest relative relaxation."""
+    """The deployment whose limits need the smallest relative relaxation, the cheapest of several."""
 
     option: Option
     relaxed_limits: tuple[RelaxedLimit, ...]
@@ -172,6 +172,12 @@ def _quantity(limit: Limit, value: float) -> str:
     return f"{value:.1%}" if limit is Limit.ERROR_RATE else f"{value:.4g} ms"
 
 
+def _enough(limit: Limit, needed: float) -> str:
+    """Return a needed limit rounded up to the digits shown, so that asking with the printed number is enough."""
+    step = 1e-3 if limit is Limit.ERROR_RATE else 10.0 ** (math.floor(math.log10(needed)) - 3)
+    return _quantity(limit, math.ceil(round(needed / step, 6)) * step)
+
+
 def _requested(limits: LatencyLimits, limit: Limit) -> float:
     return {Limit.NTTFT: limits.nttft_ms, Limit.ITL: limits.itl_ms, Limit.ERROR_RATE: limits.error_rate}[limit]
 
@@ -186,25 +192,31 @@ def _nearest(question: Question, too_slow: Sequence[tuple[GpuProfile, Curve]]) -
     if not reachable:
         return None
 
-    def relaxation(entry: tuple[GpuProfile, Curve]) -> float:
-        exceeded = limits.exceeded_by(entry[1].points[0])
-        return max(value / max(_requested(limits, limit), 1e-3) for limit, value in exceeded.items())
+    def relaxation(option: Option, first: CurvePoint) -> tuple[float, float]:
+        exceeded = limits.exceeded_by(first)
+        ratio = max(value / max(_requested(limits, limit), 1e-3) for limit, value in exceeded.items())
+        return ratio, option.price_per_hour
 
-    profile, curve = min(reachable, key=relaxation)
-    first = curve.points[0]
+    options = [(_relaxed_option(question, profile, curve), curve.points[0]) for profile, curve in reachable]
+    option, first = min(options, key=lambda entry: relaxation(*entry))
     exceeded = limits.exceeded_by(first)
-    relaxed = LatencyLimits(
-        nttft_ms=max(limits.nttft_ms, first.nttft_ms),
-        itl_ms=max(limits.itl_ms, first.itl_ms),
-        error_rate=max(limits.error_rate, first.error_rate or 0),
-    )
     return NearestOption(
-        option=_option(question, profile, curve, relaxed),
+        option=option,
         relaxed_limits=tuple(
             RelaxedLimit(limit=limit, requested=_requested(limits, limit), needed=value)
             for limit, value in exceeded.items()
         ),
     )
+
+
+def _relaxed_option(question: Question, profile: GpuProfile, curve: Curve) -> Option:
+    limits, first = question.limits, curve.points[0]
+    relaxed = LatencyLimits(
+        nttft_ms=max(limits.nttft_ms, first.nttft_ms),
+        itl_ms=max(limits.itl_ms, first.itl_ms),
+        error_rate=max(limits.error_rate, first.error_rate or 0),
+    )
+    return _option(question, profile, curve, relaxed)
 
 
 def _summary(
@@ -222,7 +234,7 @@ def _summary(
         return f"No candidate can serve this LLM, whatever the limits: {', '.join(reasons)}. {advice}."
     option = nearest.option
     relaxed = " and ".join(
-        f"{entry.limit} from {_quantity(entry.limit, entry.requested)} to {_quantity(entry.limit, entry.needed)}"
+        f"{entry.limit} from {_quantity(entry.limit, entry.requested)} to {_enough(entry.limit, entry.needed)}"
         for entry in nearest.relaxed_limits
     )
     return (

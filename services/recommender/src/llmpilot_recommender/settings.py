@@ -17,4 +17,4 @@ class RecommenderSettings(ServiceSettings):
     gpus: Path | None = None
     """LLMPILOT_GPUS: a CSV file that adds GPUs to the catalogue or overrides some."""
     prices: Path | None = None
-    """LLMPILOT_PRICES: a CSV price table that replaces the default one."""
+    """LLMPILOT_PRICES: a CSV file that adds prices to the default ones or replaces some."""
