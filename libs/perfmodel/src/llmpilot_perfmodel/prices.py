@@ -28,9 +28,12 @@ def load_prices(path: Path | None = None) -> dict[str, Price]:
     Its columns are gpu_profile, price_per_hour and, if wanted, source.
     """
     prices = _parse(bundled_table("prices.csv"), label="prices.csv", default_source="")
-    if path is not None:
-        prices |= _parse(read_table(path), label=path.name, default_source=path.name)
-    return prices
+    return prices | read_prices(path) if path else prices
+
+
+def read_prices(path: Path) -> dict[str, Price]:
+    """Return the prices of a user's CSV alone."""
+    return _parse(read_table(path), label=path.name, default_source=path.name)
 
 
 def _parse(text: str, *, label: str, default_source: str) -> dict[str, Price]:

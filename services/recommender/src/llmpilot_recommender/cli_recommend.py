@@ -15,7 +15,7 @@ from llmpilot.catalog.v1.llm_pb2 import Llm
 from llmpilot.recommendation.v1 import recommendation_pb2 as pb
 from llmpilot.recommendation.v1.recommendation_pb2_grpc import RecommendationServiceStub
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_perfmodel.prices import load_prices
+from llmpilot_perfmodel.prices import read_prices
 from llmpilot_servicekit.client import connect
 from llmpilot_servicekit.platform import Platform
 
@@ -148,11 +148,8 @@ def _int64(option: str, value: int) -> int:
 
 
 def _prices(path: Path) -> list[pb.Price]:
-    bundled = load_prices()  # these are not the user's: the service may have others
     return [
-        pb.Price(gpu_profile=name, price_per_hour=price.price_per_hour)
-        for name, price in load_prices(path).items()
-        if price != bundled.get(name)
+        pb.Price(gpu_profile=name, price_per_hour=price.price_per_hour) for name, price in read_prices(path).items()
     ]
 
 

@@ -66,7 +66,7 @@ def train(*, dataset_path: Path, gpus: Path | None, nttft_ms: float, itl_ms: flo
         hyperparameters=parameters,
         features=data.schema.names,
         users_counts=dataset.users_counts,
-        training_llms=sorted(set(data.llms.tolist())),
+        training_llms=data.llm_names,
         metrics={"cross_validated_weighted_mape": error},
     )
     click.echo(f"{manifest.name} written to {out}: cross-validated weighted MAPE {error:.3f}, {parameters}")

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from llmpilot_contracts.dataset_schema import SCHEMA_VERSION
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_recommender.measurement import Measurement, to_cells
+from llmpilot_recommender.measurement import Measurement, canonical_bytes
 
 _VERSION_DIGITS = 12
 
@@ -52,7 +52,7 @@ class Dataset:
         """Schema version and the first digits of the SHA-256 over the ordered rows of the dataset file."""
         digest = hashlib.sha256()
         for measurement in self.measurements:
-            digest.update("\x1f".join(to_cells(measurement)).encode() + b"\x1e")
+            digest.update(canonical_bytes(measurement) + b"\x1e")
         return f"{SCHEMA_VERSION}-{digest.hexdigest()[:_VERSION_DIGITS]}"
 
     @cached_property
@@ -73,6 +73,10 @@ class Dataset:
     def curve(self, llm: str, gpu_profile: str) -> tuple[Measurement, ...]:
         """Return the measurements of one LLM on one GPU profile, ascending by users; empty if there are none."""
         return self._curves.get((llm, gpu_profile), ())
+
+    def measurement(self, key: tuple[str, str, int]) -> Measurement | None:
+        """Return the measurement with this key, if any."""
+        return self._by_key.get(key)
 
     def with_measurement(self, measurement: Measurement) -> "Dataset":
         """Return a dataset with this measurement in place of the one with the same key, if any."""

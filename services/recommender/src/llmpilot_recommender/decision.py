@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from llmpilot_contracts.errors import Violation
+from llmpilot_recommender.measurement import Measurement
 
 LARGEST_LIMIT_MS = 1e7
 DEFAULT_ERROR_RATE = 0.01
@@ -80,6 +81,24 @@ class CurvePoint:
 def or_infinite(latency_ms: float | None) -> float:
     """Return a latency that nobody reported as infinite, so that it meets no limit."""
     return math.inf if latency_ms is None else latency_ms
+
+
+def measured_point(row: Measurement) -> CurvePoint:
+    """Return a measurement's medians and error rate as a point."""
+    return CurvePoint(
+        users_count=row.users_count,
+        nttft_ms=or_infinite(row.nttft.median_ms),
+        itl_ms=or_infinite(row.itl.median_ms),
+        error_rate=row.error_rate,
+    )
+
+
+def predicted_points(users_counts: Sequence[int], latencies_ms: Sequence[Sequence[float]]) -> tuple[CurvePoint, ...]:
+    """Return one point per number of users from rows of (nTTFT, ITL)."""
+    return tuple(
+        CurvePoint(users_count=users, nttft_ms=nttft, itl_ms=itl, error_rate=None)
+        for users, (nttft, itl) in zip(users_counts, latencies_ms, strict=True)
+    )
 
 
 def users_per_pod(curve: Sequence[CurvePoint], limits: LatencyLimits) -> int:

@@ -19,9 +19,10 @@ from llmpilot_contracts.errors import InvalidInputError, PreconditionError, Viol
 from llmpilot_perfmodel.gpu_catalogue import GpuProfile
 from llmpilot_perfmodel.llm_spec import LlmSpec
 from llmpilot_recommender.dataset import Dataset
-from llmpilot_recommender.decision import CurvePoint, LatencyLimits, or_infinite
+from llmpilot_recommender.decision import CurvePoint, LatencyLimits, measured_point, predicted_points
+from llmpilot_recommender.predictor_xgboost import XgboostPredictor
 from llmpilot_recommender.scores import Curves, Prices, Scenario, Score, score_curves
-from llmpilot_recommender.training import Grid, Hyperparameters, Progress, TrainingSet, fit, scores_on, training_set
+from llmpilot_recommender.training import Grid, Hyperparameters, Progress, fit, scores_on, training_set
 
 PAPER_LIMITS = LatencyLimits(nttft_ms=100, itl_ms=50)
 PAPER_USERS_COUNT = 200
@@ -32,6 +33,9 @@ PUBLISHED_ERROR_RATE = 1.0
 """The truth as published: failed requests do not count."""
 CLEAN_ERROR_RATE = 0.01
 """The clean truth: a load with more than 1 % failed requests does not serve its users."""
+
+TRUTHS = {"published": PUBLISHED_ERROR_RATE, "clean": CLEAN_ERROR_RATE}
+"""The largest error rate at which a load counts as served, by truth."""
 
 
 def paper_scenario(error_rate: float) -> Scenario:
@@ -52,14 +56,7 @@ def true_curves(dataset: Dataset) -> Curves:
     """Return the measured latencies and error rates."""
     curves: dict[str, dict[str, list[CurvePoint]]] = defaultdict(lambda: defaultdict(list))
     for row in dataset.measurements:
-        curves[row.llm][row.gpu_profile].append(
-            CurvePoint(
-                users_count=row.users_count,
-                nttft_ms=or_infinite(row.nttft.median_ms),
-                itl_ms=or_infinite(row.itl.median_ms),
-                error_rate=row.error_rate,
-            )
-        )
+        curves[row.llm][row.gpu_profile].append(measured_point(row))
     return {llm: dict(by_profile) for llm, by_profile in curves.items()}
 
 
@@ -103,7 +100,7 @@ class Evaluation:
         self._grid = grid
         self._worker_count = worker_count
         self._truth = true_curves(dataset)
-        self._llms = sorted(set(self._data.llms.tolist()))
+        self._llms = self._data.llm_names
         if len(self._llms) < 3:  # noqa: PLR2004 one to predict, one to choose hyperparameters on, one to learn from
             raise PreconditionError("a nested evaluation needs measurements of at least three LLMs")
         self._users_counts = dataset.users_counts
@@ -135,16 +132,15 @@ class Evaluation:
             curves = predicted[limits.nttft_ms, limits.itl_ms]
             return score_curves(curves, self._truth, scenario, self._prices)
 
-        truths = {"published": PUBLISHED_ERROR_RATE, "clean": CLEAN_ERROR_RATE}
         return SeedResult(
             seed=seed,
             hyperparameters=chosen,
-            paper={truth: scored(paper_scenario(rate), PAPER_LIMITS) for truth, rate in truths.items()},
+            paper={truth: scored(paper_scenario(rate), PAPER_LIMITS) for truth, rate in TRUTHS.items()},
             grid={
-                truth: [scored(entry, entry.limits) for entry in grid_scenarios(rate)] for truth, rate in truths.items()
+                truth: [scored(entry, entry.limits) for entry in grid_scenarios(rate)] for truth, rate in TRUTHS.items()
             },
             grid_single={
-                truth: [scored(entry, PAPER_LIMITS) for entry in grid_scenarios(rate)] for truth, rate in truths.items()
+                truth: [scored(entry, PAPER_LIMITS) for entry in grid_scenarios(rate)] for truth, rate in TRUTHS.items()
             },
         )
 
@@ -167,23 +163,18 @@ class Evaluation:
         return {llm: self._grid.all()[int(np.argmin(total))] for llm, total in totals.items()}
 
     def _predict(self, chosen: Mapping[str, Hyperparameters], limits: LatencyLimits, seed: int) -> Curves:
-        return {llm: self._predict_llm(llm, chosen[llm], limits, seed) for llm in self._llms}
-
-    def _predict_llm(
-        self, llm: str, parameters: Hyperparameters, limits: LatencyLimits, seed: int
-    ) -> dict[str, list[CurvePoint]]:
-        data: TrainingSet = self._data
-        booster = fit(data, data.llms != llm, data.weights(limits), parameters, seed)
-        profiles = list(self._truth[llm])
-        features = data.schema.encode(self._specs[llm], [self._profiles[name] for name in profiles], self._users_counts)
-        latencies = booster.inplace_predict(features).reshape(len(profiles), len(self._users_counts), 2).tolist()
-        return {
-            profile: [
-                CurvePoint(users_count=users, nttft_ms=nttft, itl_ms=itl, error_rate=None)
-                for users, (nttft, itl) in zip(self._users_counts, rows, strict=True)
-            ]
-            for profile, rows in zip(profiles, latencies, strict=True)
-        }
+        """Return what a predictor trained without the LLM says of each."""
+        data, weights = self._data, self._data.weights(limits)
+        curves = {}
+        for llm in self._llms:
+            booster = fit(data, data.llms != llm, weights, chosen[llm], seed)
+            predictor = XgboostPredictor(schema=data.schema, booster=booster, users_counts=self._users_counts)
+            names = list(self._truth[llm])
+            latencies = predictor.predict(self._specs[llm], [self._profiles[name] for name in names]).tolist()
+            curves[llm] = {
+                name: predicted_points(self._users_counts, rows) for name, rows in zip(names, latencies, strict=True)
+            }
+        return curves
 
 
 def _unknown(

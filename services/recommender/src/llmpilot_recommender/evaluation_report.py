@@ -10,8 +10,7 @@ from rich.table import Table
 from llmpilot_contracts.errors import InvalidInputError, PreconditionError, Violation
 from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.evaluation import (
-    CLEAN_ERROR_RATE,
-    PUBLISHED_ERROR_RATE,
+    TRUTHS,
     SeedResult,
     grid_means,
     grid_scenarios,
@@ -25,7 +24,6 @@ from llmpilot_recommender.scores import Curves, Prices, Score, best_static_polic
 
 LARGEST_STATIC_POD_COUNT = 200
 """One user per pod in the paper's scenario: no static policy needs more."""
-TRUTHS = {"published": PUBLISHED_ERROR_RATE, "clean": CLEAN_ERROR_RATE}
 
 
 class ReportFile(BaseModel):

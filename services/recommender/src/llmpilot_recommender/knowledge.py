@@ -8,7 +8,7 @@ from llmpilot_perfmodel.llm_spec import LlmSpec
 from llmpilot_perfmodel.memory import weights_memory
 from llmpilot_perfmodel.prices import Price
 from llmpilot_recommender.dataset import Dataset
-from llmpilot_recommender.decision import Basis, CurvePoint, or_infinite
+from llmpilot_recommender.decision import Basis, CurvePoint, measured_point, predicted_points
 from llmpilot_recommender.measured_llms import MeasuredLlm
 from llmpilot_recommender.measurement import Measurement, Origin
 from llmpilot_recommender.model_store import Manifest
@@ -45,8 +45,8 @@ class Knowledge:
             measurement = replace(measurement, llm=known.name)
         elif spec is not None:
             llms[measurement.llm] = MeasuredLlm(name=measurement.llm, aliases=(), spec=spec)
-        replaced = (row for row in self.dataset.curve(*measurement.key[:2]) if row.key == measurement.key)
-        if measurement.origin is Origin.SIMULATED and any(row.origin is not Origin.SIMULATED for row in replaced):
+        replaced = self.dataset.measurement(measurement.key)
+        if measurement.origin is Origin.SIMULATED and replaced and replaced.origin is not Origin.SIMULATED:
             return self
         return replace(self, dataset=self.dataset.with_measurement(measurement), llms=llms)
 
@@ -76,13 +76,9 @@ class Knowledge:
         curves = []
         for profile, rows in zip(profiles, latencies, strict=True):
             memory = weights_memory(spec, profile)
-            points = tuple(
-                CurvePoint(users_count=users, nttft_ms=nttft, itl_ms=itl, error_rate=None)
-                for users, (nttft, itl) in zip(self.predictor.users_counts, rows, strict=True)
-            )
             curves.append(
                 Curve(
-                    points=points,
+                    points=predicted_points(self.predictor.users_counts, rows),
                     basis=Basis.PREDICTED if profile.gpu.name in known else Basis.EXTRAPOLATED,
                     fits_in_memory=memory.fits,
                     memory_explanation=memory.explanation,
@@ -98,15 +94,7 @@ def _measured_curve(rows: Sequence[Measurement]) -> Curve:
     """Return the measured loads as a curve; simulated ones only where nothing was measured."""
     measured = [row for row in rows if row.origin is not Origin.SIMULATED]
     return Curve(
-        points=tuple(
-            CurvePoint(
-                users_count=row.users_count,
-                nttft_ms=or_infinite(row.nttft.median_ms),
-                itl_ms=or_infinite(row.itl.median_ms),
-                error_rate=row.error_rate,
-            )
-            for row in measured or rows
-        ),
+        points=tuple(map(measured_point, measured or rows)),
         basis=Basis.MEASURED if measured else Basis.SIMULATED,
         fits_in_memory=True,
         memory_explanation="it ran there",

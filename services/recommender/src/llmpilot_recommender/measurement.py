@@ -83,6 +83,11 @@ def to_cells(measurement: Measurement) -> tuple[str, ...]:
     )
 
 
+def canonical_bytes(measurement: Measurement) -> bytes:
+    """Return the row as bytes to hash: equal for equal measurements only."""
+    return "\x1f".join(to_cells(measurement)).encode()
+
+
 def from_cells(cells: Sequence[str]) -> Measurement:
     """Return the measurement of a row in which the schema finds no problem."""
     cell = dict(zip(COLUMN_NAMES, cells, strict=True))

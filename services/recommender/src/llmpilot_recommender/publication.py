@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from llmpilot_contracts.subjects import MEASUREMENT_RECORDED, STREAMS
 from llmpilot_recommender.measured_llms import load_measured_llms
-from llmpilot_recommender.measurement import Measurement, to_cells
+from llmpilot_recommender.measurement import Measurement, canonical_bytes
 from llmpilot_recommender.wire_measurement import write_measurement_recorded
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.status import sole_cause
@@ -16,7 +16,7 @@ from llmpilot_servicekit.status import sole_cause
 
 def event_id_of(measurement: Measurement) -> str:
     """Return the event id of a measurement; equal measurements have equal ids, so a repeated publish is dropped."""
-    digest = hashlib.sha256("\x1f".join(to_cells(measurement)).encode()).digest()
+    digest = hashlib.sha256(canonical_bytes(measurement)).digest()
     return str(uuid.UUID(bytes=digest[:16]))
 
 

@@ -82,6 +82,11 @@ class TrainingSet:
     curve_ids: NDArray[np.int64]
     """(n,): rows of one (LLM, GPU profile) share an id."""
 
+    @property
+    def llm_names(self) -> list[str]:
+        """The LLMs, sorted."""
+        return sorted(set(self.llms.tolist()))
+
     def weights(self, limits: LatencyLimits) -> Floats:
         """Return the sample weights of Eq. (4) for these limits, shape (n,)."""
         return sample_weights(self.latencies_ms, np.array([limits.nttft_ms, limits.itl_ms]), self.curve_ids)
@@ -174,7 +179,7 @@ def select_hyperparameters(
 ) -> tuple[Hyperparameters, float]:
     """Return the combination with the lowest weighted MAPE over leave-one-LLM-out splits, and that error."""
     weights = data.weights(limits)
-    llms = sorted(set(data.llms.tolist()))
+    llms = data.llm_names
     steps = len(llms) * len(grid.all()) // len(grid.tree_counts)
     totals = np.zeros(len(grid.all()))
     done = 0

@@ -1,6 +1,5 @@
 """Between protobuf and domain: measurements as they travel on NATS."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from llmpilot.measurement.v1 import measurement_pb2
@@ -14,6 +13,7 @@ ORIGINS = {
     measurement_pb2.ORIGIN_PUBLISHED_MEDIAN: Origin.PUBLISHED_MEDIAN,
     measurement_pb2.ORIGIN_SIMULATED: Origin.SIMULATED,
 }
+WIRE_ORIGINS = {origin: wire for wire, origin in ORIGINS.items()}
 
 
 def _read_quantiles(wire: measurement_pb2.LatencyQuantiles) -> Quantiles:
@@ -57,14 +57,11 @@ def _write_quantiles(quantiles: Quantiles) -> measurement_pb2.LatencyQuantiles:
 
 def write_measurement(measurement: Measurement) -> measurement_pb2.Measurement:
     """Return a measurement for the wire."""
-    origins: Sequence[measurement_pb2.Origin.ValueType] = [
-        wire for wire, origin in ORIGINS.items() if origin is measurement.origin
-    ]
     return measurement_pb2.Measurement(
         llm=measurement.llm,
         gpu_profile=measurement.gpu_profile,
         users_count=measurement.users_count,
-        origin=origins[0],
+        origin=WIRE_ORIGINS[measurement.origin],
         test_seconds=measurement.test_seconds,
         ttft=_write_quantiles(measurement.ttft),
         nttft=_write_quantiles(measurement.nttft),
