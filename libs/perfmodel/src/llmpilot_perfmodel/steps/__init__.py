@@ -1,0 +1,1 @@
+"""How long a server's step takes: constants, roofline, per-layer profiles, and how they are fitted."""
