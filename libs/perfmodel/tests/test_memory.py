@@ -1,5 +1,7 @@
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,23 +13,7 @@ from llmpilot_perfmodel.llm_config import parse_config
 from llmpilot_perfmodel.llm_spec import LlmSpec
 from llmpilot_perfmodel.memory import weights_memory
 
-TABLE_III_PROFILES = (
-    *("1xH100-80GB", "2xH100-80GB", "4xH100-80GB", "1xA100-40GB", "2xA100-40GB", "4xA100-40GB"),
-    *("1xA10-24GB", "2xA10-24GB", "1xT4-16GB", "2xT4-16GB", "4xT4-16GB"),
-    *("1xV100-16GB", "2xV100-16GB", "4xV100-16GB"),
-)
-TABLE_III = {
-    "google/flan-t5-xl": "✓✓✓✓✓✓✓✓✓✓✓✓✓✓",
-    "google/flan-t5-xxl": "✓✓✓✓✓✓✗✓✗✗✓✗✗✓",
-    "google/flan-ul2": "✓✓✓✗✓✓✗✗✗✗✗✗✗✗",
-    "ibm/mpt-7b-instruct2": "✓––✓––✗–✗––✗––",
-    "bigscience/mt0-xxl": "✓––✓––✗–✗––✗––",
-    "Salesforce/codegen2-16B": "✓––✗––✗–✗––✗––",
-    "meta-llama/Llama-2-7b": "✓✓✓✓✓✓✓✓✗✓✓–––",
-    "meta-llama/Llama-2-13b": "✓✓✓✓✓✓✗✓✗✗✓–––",
-    "EleutherAI/gpt-neox-20b": "✓✓✓✗✓✓✗✓✗✗✓–––",
-    "bigcode/starcoder": "✓✓✓✓✓✓✗✓✗✗✓–––",
-}
+TABLE_III = json.loads((Path(__file__).parent / "data" / "table_iii.json").read_text())
 """Lazuka et al., 2024: ✓ measured, ✗ too little memory, – not tried."""
 
 
@@ -35,8 +21,8 @@ def verdicts(known_specs: dict[str, LlmSpec], mark: str) -> dict[tuple[str, str]
     catalogue = load_catalogue()
     return {
         (llm, name): weights_memory(known_specs[llm], catalogue.require(name)).fits
-        for llm, marks in TABLE_III.items()
-        for name, found in zip(TABLE_III_PROFILES, marks, strict=True)
+        for llm, marks in TABLE_III["marks"].items()
+        for name, found in zip(TABLE_III["profiles"], marks, strict=True)
         if found == mark
     }
 

@@ -34,6 +34,8 @@ class Family:
     router_bias: bool = False
     expert_bias: bool = False
     attention_sinks: bool = False
+    window_period: int = 1
+    """Every layer but each one of this many has the sliding window; 1: all have it."""
     flash_attention: bool = True
     """Whether a server runs the family with flash attention; source: the published features, Lazuka et al., 2024."""
 
@@ -48,12 +50,14 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": Family(router_bias=True),
     "falcon": replace(_GPT, qkv_bias=False, output_bias=False, mlp_bias=False, tied_by_default=True),
     "gemma": Family(tied_by_default=True),
-    "gemma2": Family(tied_by_default=True, norms_per_layer=4),
-    "gemma3_text": Family(tied_by_default=True, norms_per_layer=4, query_key_norm="head"),
+    "gemma2": Family(tied_by_default=True, norms_per_layer=4, window_period=2),
+    "gemma3_text": Family(tied_by_default=True, norms_per_layer=4, query_key_norm="head", window_period=6),
     "gpt2": replace(_GPT, position_offset=0, tied_by_default=True),
     "gpt_bigcode": replace(_GPT, position_offset=0, tied_by_default=True),
     "gpt_neox": replace(_GPT, inner_per_hidden=None),
-    "gpt_oss": Family(qkv_bias=True, output_bias=True, router_bias=True, expert_bias=True, attention_sinks=True),
+    "gpt_oss": Family(
+        qkv_bias=True, output_bias=True, router_bias=True, expert_bias=True, attention_sinks=True, window_period=2
+    ),
     "gptj": _GPT_J,
     "mpt": Family(gated=False, tied_by_default=True, inner_per_hidden=4, flash_attention=False),
     "olmo2": Family(query_key_norm="all"),
@@ -71,6 +75,8 @@ class Experts:
     """The mixture-of-experts part of a transformer."""
 
     expert_count: int
+    experts_per_token: int | None
+    """Experts that a token passes; None: not stated."""
     expert_inner_size: int
     shared_inner_size: int
     """Feed-forward width that every token passes besides its experts; 0: none."""
@@ -90,6 +96,15 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlidingWindow:
+    """Layers whose tokens attend to the latest ones only."""
+
+    token_count: int
+    layer_count: int
+    """How many of the layers; the others attend to everything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """The sizes of a decoder-only transformer."""
 
@@ -105,6 +120,7 @@ class Architecture:
     tied: bool
     experts: Experts | None = None
     latent_attention: LatentAttention | None = None
+    sliding_window: SlidingWindow | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

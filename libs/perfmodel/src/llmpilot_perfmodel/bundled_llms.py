@@ -3,6 +3,7 @@
 Invariant: a bundled config.json holds facts of the published one, under the same keys, and nothing else.
 """
 
+import difflib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -49,5 +50,13 @@ def bundled_config(name: str) -> str:
     """Return the text of a bundled LLM's config.json; raise `NotFoundError` if there is none."""
     llm = find_bundled(name)
     if llm is None:
-        raise NotFoundError("bundled LLM", name, hint=f"bundled are {', '.join(bundled_llms())}")
+        raise NotFoundError("bundled LLM", name[:80], hint=_hint(name))
     return llm.config_json
+
+
+def _hint(name: str) -> str:
+    by_short_name = {full.partition("/")[2].casefold(): full for full in bundled_llms()}
+    wanted = name[:80].casefold().rpartition("/")[2]
+    close = [by_short_name[short] for short in difflib.get_close_matches(wanted, by_short_name, n=3)]
+    known = f"{len(by_short_name)} are bundled, e.g. {by_short_name['llama-3.1-8b']}"
+    return f"did you mean {' or '.join(close)}?" if close else f"{known}; or give the path of a config.json"

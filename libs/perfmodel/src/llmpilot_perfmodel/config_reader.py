@@ -106,6 +106,16 @@ class ConfigReader:
         self.refuse(name, f"must be a string, is {_describe(value)}")
         return None
 
+    def words(self, name: str) -> list[str] | None:
+        """Return a list of strings; None where absent or wrong."""
+        _, value = self._find((name,))
+        if value is None:
+            return None
+        if isinstance(value, list) and all(isinstance(word, str) for word in value):
+            return cast("list[str]", value)
+        self.refuse(name, f"must be a list of strings, is {_describe(value)}")
+        return None
+
     def section(self, name: str) -> dict[str, object] | None:
         """Return a nested object; None where absent or wrong."""
         _, value = self._find((name,))

@@ -17,6 +17,8 @@ from llmpilot_perfmodel.csv_table import CsvTable, Row, bundled_table, read_tabl
 GPU_COUNTS = (1, 2, 4, 8)
 GPU_NAME_PATTERN = re.compile(r"(?![0-9]+x)[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 BYTES_PER_GB = 10**9
+BYTES_PER_GIB = 2**30
+USABLE_PERCENT = 98
 REQUIRED_COLUMNS = ("name", "architecture", "memory_gb", "memory_bandwidth_gb_per_second")
 
 
@@ -41,10 +43,16 @@ class Gpu:
     """The published table states A10's and H100's TF32 rate here; newer GPUs state it under TF32."""
     tensor_tf32_tflops: float | None = None
     tensor_fp64_tflops: float | None = None
+    tensor_fp8_tflops: float | None = None
+    tensor_int8_tops: float | None = None
     memory_gb: float
     """The datasheet's GB."""
     memory_bandwidth_gb_per_second: float
     """In 10^9 bytes per second."""
+    usable_memory_gib: float | None = None
+    """What the driver says there is, in 2^30 bytes."""
+    interconnect_gb_per_second: float | None = None
+    """To its neighbours, both directions together as datasheets have it: NVLink or the like, else PCIe."""
     pcie_generation: int | None = None
     compute_capability: float | None = None
     is_sxm: bool | None = None
@@ -60,6 +68,13 @@ class Gpu:
         more (an "A100 40GB" has 40 GiB).
         """
         return round(self.memory_gb * BYTES_PER_GB)
+
+    @property
+    def usable_memory_bytes(self) -> int:
+        """What a process can have of one GPU; 98 % of the datasheet's where nobody reported it, as on T4 and A10."""
+        if self.usable_memory_gib is None:
+            return self.memory_bytes * USABLE_PERCENT // 100
+        return round(self.usable_memory_gib * BYTES_PER_GIB)
 
     @property
     def memory_bandwidth_bytes_per_second(self) -> float:
@@ -165,8 +180,12 @@ def _gpu(row: Row) -> Gpu:
         tensor_fp32_tflops=row.number("tensor_fp32_tflops"),
         tensor_tf32_tflops=row.number("tensor_tf32_tflops"),
         tensor_fp64_tflops=row.number("tensor_fp64_tflops"),
+        tensor_fp8_tflops=row.number("tensor_fp8_tflops"),
+        tensor_int8_tops=row.number("tensor_int8_tops"),
         memory_gb=row.number("memory_gb") or 0,
         memory_bandwidth_gb_per_second=row.number("memory_bandwidth_gb_per_second") or 0,
+        usable_memory_gib=row.number("usable_memory_gib"),
+        interconnect_gb_per_second=row.number("interconnect_gb_per_second"),
         pcie_generation=row.count("pcie_generation"),
         compute_capability=row.number("compute_capability"),
         is_sxm=row.flag("is_sxm"),

@@ -1,9 +1,9 @@
-"""Turns the text of a Hugging Face config.json into an `LlmSpec`.
+"""Turns the text of a Hugging Face config.json into an `LlmConfig`.
 
-Invariant: `parse_config` returns a spec without violations or raises `InvalidInputError` with every problem it found.
+Invariant: `parse_llm` returns a spec without violations or raises `InvalidInputError` with every problem it found.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmpilot_perfmodel.architecture import (
     FAMILIES,
@@ -12,6 +12,7 @@ from llmpilot_perfmodel.architecture import (
     Experts,
     Family,
     LatentAttention,
+    SlidingWindow,
     T5Architecture,
 )
 from llmpilot_perfmodel.config_reader import ConfigReader, parse_object
@@ -24,6 +25,7 @@ from llmpilot_perfmodel.llm_spec import (
     LlmSpec,
 )
 from llmpilot_perfmodel.parameter_count import decoder_parameter_count, t5_parameter_count
+from llmpilot_perfmodel.precision import Precision, stated_precision
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
@@ -33,6 +35,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_seque
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 HEAD_SIZE = ("head_dim", "d_kv", "kv_channels")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "experts_per_token", "moe_topk")
 VOCABULARY = ("vocab_size",)
 
 WIDTH_MAXIMUM = 10**6
@@ -46,11 +49,28 @@ UNEVEN_LAYERS = (
     "mamba_d_state",
 )
 """Keys of LLMs whose layers are not all of one shape, so that the formulas here would miscount them."""
+INHERITED = ("torch_dtype", "dtype", "tie_word_embeddings", "quantization_config")
+"""What a multimodal config.json says once for all its parts."""
 DEFAULT_DTYPE = "float32"
 """What Hugging Face's transformers loads when a config.json names no data type."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmConfig:
+    """What a config.json says of its LLM."""
+
+    spec: LlmSpec
+    architecture: Architecture | T5Architecture
+    precision: Precision
+    """What the weights are served in."""
+
+
 def parse_config(text: str) -> LlmSpec:
+    """Return the features of the LLM of a config.json, see `parse_llm`."""
+    return parse_llm(text).spec
+
+
+def parse_llm(text: str) -> LlmConfig:
     """Return what a config.json says of its LLM, for a multimodal one of its language part.
 
     Parameters are counted from the sizes; quantization does not change their number. A `model_type` nobody taught
@@ -60,16 +80,19 @@ def parse_config(text: str) -> LlmSpec:
     model_type = reader.word("model_type")
     if not reader.has("model_type"):
         reader.refuse("model_type", 'is missing; it names the family, e.g. "llama"')
+    spec: LlmSpec
+    architecture: Architecture | T5Architecture
     if model_type in T5_TYPES:
-        spec = _t5_spec(reader, model_type)
+        spec, architecture = _t5(reader, model_type)
     else:
-        spec = _decoder_spec(reader, "unknown" if model_type is None else model_type)
+        spec, architecture = _decoder(reader, "unknown" if model_type is None else model_type)
+    precision = stated_precision(reader, spec.torch_dtype)
     sizes_are_right = not reader.violations
     for violation in spec.violations():
         if sizes_are_right or violation.field != "parameter_count":
             reader.refuse(violation.field, violation.description)
     reader.raise_violations()
-    return spec
+    return LlmConfig(spec=spec, architecture=architecture, precision=precision)
 
 
 def _language_reader(document: dict[str, object]) -> ConfigReader:
@@ -79,7 +102,7 @@ def _language_reader(document: dict[str, object]) -> ConfigReader:
     if section is None:
         return reader
     stated = {key: value for key, value in section.items() if value is not None}
-    inherited = {key: document[key] for key in ("torch_dtype", "dtype", "tie_word_embeddings") if key in document}
+    inherited = {key: document[key] for key in INHERITED if key in document}
     return ConfigReader(inherited | stated)
 
 
@@ -88,7 +111,7 @@ def _torch_dtype(reader: ConfigReader) -> str:
     return DEFAULT_DTYPE if torch_dtype is None else torch_dtype
 
 
-def _decoder_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
+def _decoder(reader: ConfigReader, model_type: str) -> tuple[LlmSpec, Architecture]:
     if reader.flag("is_encoder_decoder", default=False):
         known = ", ".join(T5_TYPES)
         reader.refuse("is_encoder_decoder", f"must be false unless model_type is one of {known}")
@@ -96,7 +119,7 @@ def _decoder_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
         if reader.has(key):
             reader.refuse(key, "layers of mixed shapes are not understood; give the architecture as a spec instead")
     architecture = _architecture(reader, model_type)
-    return LlmSpec(
+    spec = LlmSpec(
         model_type=model_type,
         is_encoder_decoder=False,
         parameter_count=decoder_parameter_count(architecture),
@@ -109,6 +132,7 @@ def _decoder_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
         relative_attention_bucket_count=None,
         torch_dtype=_torch_dtype(reader),
     )
+    return spec, architecture
 
 
 def _architecture(reader: ConfigReader, model_type: str) -> Architecture:
@@ -120,9 +144,10 @@ def _architecture(reader: ConfigReader, model_type: str) -> Architecture:
         position_count = reader.count(*POSITIONS, maximum=POSITION_COUNT_RANGE[1])
     else:
         position_count = reader.required_count(*POSITIONS, maximum=POSITION_COUNT_RANGE[1])
+    layer_count = reader.required_count(*LAYERS, maximum=LAYER_COUNT_RANGE[1])
     architecture = Architecture(
         family=family,
-        layer_count=reader.required_count(*LAYERS, maximum=LAYER_COUNT_RANGE[1]),
+        layer_count=layer_count,
         hidden_size=hidden_size,
         head_count=head_count,
         key_value_head_count=_key_value_head_count(reader, model_type, head_count),
@@ -133,6 +158,7 @@ def _architecture(reader: ConfigReader, model_type: str) -> Architecture:
         tied=reader.flag("tie_word_embeddings", default=family.tied_by_default),
         experts=_experts(reader),
         latent_attention=latent_attention,
+        sliding_window=_sliding_window(reader, family, layer_count),
     )
     if not reader.violations:
         _refuse_uneven_heads(reader, architecture)
@@ -189,8 +215,12 @@ def _experts(reader: ConfigReader) -> Experts | None:
     expert_inner_size = reader.required_count("moe_intermediate_size", *INNER, maximum=WIDTH_MAXIMUM)
     shared_expert_count = reader.count("n_shared_experts", minimum=0, maximum=EXPERT_MAXIMUM) or 0
     shared_inner_size = reader.count("shared_expert_intermediate_size", minimum=0, maximum=WIDTH_MAXIMUM)
+    experts_per_token = reader.count(*EXPERTS_PER_TOKEN, maximum=EXPERT_MAXIMUM)
+    if experts_per_token is not None and experts_per_token > expert_count:
+        reader.refuse(EXPERTS_PER_TOKEN[0], f"must be at most the {expert_count} experts, is {experts_per_token}")
     return Experts(
         expert_count=expert_count,
+        experts_per_token=experts_per_token,
         expert_inner_size=expert_inner_size,
         shared_inner_size=shared_inner_size or shared_expert_count * expert_inner_size,
         dense_layer_count=reader.count("first_k_dense_replace", minimum=0, maximum=LAYER_COUNT_RANGE[1]) or 0,
@@ -209,7 +239,25 @@ def _latent_attention(reader: ConfigReader) -> LatentAttention | None:
     )
 
 
-def _t5_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
+def _sliding_window(reader: ConfigReader, family: Family, layer_count: int) -> SlidingWindow | None:
+    token_count = reader.count("sliding_window", minimum=0, maximum=POSITION_COUNT_RANGE[1])
+    is_used = reader.flag("use_sliding_window", default=True)
+    layer_types = reader.words("layer_types")
+    if not token_count or not is_used:
+        return None
+    if layer_types is not None:
+        windowed = layer_types.count("sliding_attention")
+        if len(layer_types) != layer_count:
+            reader.refuse(
+                "layer_types", f"must name the kind of each of {layer_count} layers, names {len(layer_types)}"
+            )
+    else:
+        period = reader.count("sliding_window_pattern", maximum=LAYER_COUNT_RANGE[1]) or family.window_period
+        windowed = layer_count if period == 1 else layer_count - layer_count // period
+    return SlidingWindow(token_count=token_count, layer_count=windowed) if windowed else None
+
+
+def _t5(reader: ConfigReader, model_type: str) -> tuple[LlmSpec, T5Architecture]:
     encoder_layer_count = reader.required_count("num_layers", maximum=LAYER_COUNT_RANGE[1])
     decoder_layer_count = reader.count("num_decoder_layers", maximum=LAYER_COUNT_RANGE[1]) or encoder_layer_count
     bucket_count = reader.count("relative_attention_num_buckets", maximum=RELATIVE_ATTENTION_RANGE[1]) or 32
@@ -227,7 +275,7 @@ def _t5_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
         tied=reader.flag("tie_word_embeddings", default=model_type == "t5"),
     )
     max_distance = reader.count("relative_attention_max_distance", maximum=RELATIVE_ATTENTION_RANGE[1]) or 128
-    return LlmSpec(
+    spec = LlmSpec(
         model_type=model_type,
         is_encoder_decoder=True,
         parameter_count=t5_parameter_count(architecture),
@@ -240,3 +288,4 @@ def _t5_spec(reader: ConfigReader, model_type: str) -> LlmSpec:
         relative_attention_bucket_count=bucket_count,
         torch_dtype=_torch_dtype(reader),
     )
+    return spec, architecture

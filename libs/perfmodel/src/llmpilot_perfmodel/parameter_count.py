@@ -16,7 +16,7 @@ def decoder_parameter_count(architecture: Architecture) -> int:
     else:
         dense_layer_count = min(a.experts.dense_layer_count, a.layer_count)
         layers += dense_layer_count * _mlp(family, a.hidden_size, a.inner_size)
-        layers += (a.layer_count - dense_layer_count) * _mixture(family, a.experts, a.hidden_size)
+        layers += (a.layer_count - dense_layer_count) * _mixture(a, a.experts)
     return layers + _embeddings(a) + _norm(family, a.hidden_size)
 
 
@@ -30,6 +30,21 @@ def t5_parameter_count(architecture: T5Architecture) -> int:
     per_stack = a.hidden_size + a.bucket_count * a.head_count
     embeddings = a.vocabulary_size * a.hidden_size * (1 if a.tied else 2)
     return a.encoder_layer_count * encoder_layer + a.decoder_layer_count * decoder_layer + 2 * per_stack + embeddings
+
+
+def expert_parameter_count(architecture: Architecture) -> int:
+    """Return the number of parameters of one expert of one layer; 0: there are no experts."""
+    experts = architecture.experts
+    if experts is None:
+        return 0
+    matrices = 3 * architecture.hidden_size * experts.expert_inner_size
+    return matrices + (2 * experts.expert_inner_size + architecture.hidden_size) * architecture.family.expert_bias
+
+
+def norm_parameter_count(architecture: Architecture) -> int:
+    """Return the number of parameters of all norms, but those of queries and keys."""
+    a, family = architecture, architecture.family
+    return (a.layer_count * family.norms_per_layer + 1 + family.embedding_norm) * _norm(family, a.hidden_size)
 
 
 def _embeddings(a: Architecture) -> int:
@@ -73,12 +88,9 @@ def _mlp(family: Family, hidden_size: int, inner_size: int) -> int:
     return (2 if family.gated else 1) * up + _linear(inner_size, hidden_size, bias=family.mlp_bias)
 
 
-def _mixture(family: Family, experts: Experts, hidden_size: int) -> int:
-    expert = 3 * hidden_size * experts.expert_inner_size
-    if family.expert_bias:
-        expert += 2 * experts.expert_inner_size + hidden_size
-    router = _linear(hidden_size, experts.expert_count, bias=family.router_bias)
-    return experts.expert_count * expert + router + 3 * hidden_size * experts.shared_inner_size
+def _mixture(a: Architecture, experts: Experts) -> int:
+    router = _linear(a.hidden_size, experts.expert_count, bias=a.family.router_bias)
+    return experts.expert_count * expert_parameter_count(a) + router + 3 * a.hidden_size * experts.shared_inner_size
 
 
 def _linear(input_size: int, output_size: int, *, bias: bool) -> int:
