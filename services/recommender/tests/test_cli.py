@@ -13,7 +13,7 @@ from llmpilot_recommender.cli_recommend import predict, recommend
 from llmpilot_recommender.cli_train import evaluate, train
 from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.dataset_file import BUNDLED_DATASET, write_dataset
-from llmpilot_recommender.predictor_xgboost import load_predictor
+from llmpilot_recommender.model_store import load_predictor
 
 LIMITS = ("--users", "200", "--nttft-ms", "100", "--itl-ms", "50")
 LLAMA = ("--config", "llama-7b", *LIMITS)

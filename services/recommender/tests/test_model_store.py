@@ -15,8 +15,7 @@ from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.decision import LatencyLimits
 from llmpilot_recommender.knowledge import Knowledge
 from llmpilot_recommender.measured_llms import load_measured_llms
-from llmpilot_recommender.model_store import BUNDLED_MODEL, load_model, save_model
-from llmpilot_recommender.predictor_xgboost import load_predictor
+from llmpilot_recommender.model_store import BUNDLED_MODEL, load_model, load_predictor, save_model
 from llmpilot_recommender.training import Hyperparameters, train_all, training_set
 
 SPECS = {name: llm.spec for name, llm in load_measured_llms().items()}

@@ -16,8 +16,8 @@ from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.decision import LatencyLimits
 from llmpilot_recommender.measured_llms import load_measured_llms
 from llmpilot_recommender.measurement import Quantiles
-from llmpilot_recommender.model_store import BUNDLED_MODEL
-from llmpilot_recommender.predictor_xgboost import SMALLEST_LATENCY_MS, XgboostPredictor, load_predictor
+from llmpilot_recommender.model_store import BUNDLED_MODEL, load_predictor
+from llmpilot_recommender.predictor_xgboost import SMALLEST_LATENCY_MS, XgboostPredictor
 from llmpilot_recommender.training import (
     Grid,
     Hyperparameters,

@@ -14,7 +14,7 @@ from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.dataset_file import read_dataset
 from llmpilot_recommender.knowledge import Knowledge
 from llmpilot_recommender.measured_llms import load_measured_llms
-from llmpilot_recommender.predictor_xgboost import load_predictor
+from llmpilot_recommender.model_store import load_predictor
 from llmpilot_recommender.servicer import RecommendationServicer
 from llmpilot_recommender.settings import RecommenderSettings
 from llmpilot_servicekit.logs import get_logger

@@ -19,11 +19,11 @@ from llmpilot_recommender.dataset_file import BUNDLED_DATASET, read_dataset
 from llmpilot_recommender.decision import LatencyLimits
 from llmpilot_recommender.evaluation import PAPER_LIMITS, Evaluation
 from llmpilot_recommender.evaluation_report import Report, print_report
-from llmpilot_recommender.file_output import make_folder
 from llmpilot_recommender.measured_llms import load_measured_llms
 from llmpilot_recommender.model_store import save_model
 from llmpilot_recommender.published import read_published
 from llmpilot_recommender.training import Grid, select_hyperparameters, train_all, training_set
+from llmpilot_servicekit.file_output import make_folder
 from llmpilot_servicekit.progress import shown_progress
 
 _dataset_option = click.option(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from llmpilot_contracts.dataset_schema import COLUMN_NAMES, SCHEMA_VERSION, problems, row_problems
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError, Violation
-from llmpilot_recommender.file_output import write_whole
 from llmpilot_recommender.measurement import Measurement, from_cells, to_cells
+from llmpilot_servicekit.file_output import write_whole
 
 BUNDLED_DATASET = Path(__file__).parent / "data" / "characterization.csv"
 """The public characterization dataset, aggregated by `llm-pilot dataset import`."""

@@ -18,9 +18,9 @@ from llmpilot_recommender.evaluation import (
     spread,
     true_curves,
 )
-from llmpilot_recommender.file_output import write_whole
 from llmpilot_recommender.published import with_references
 from llmpilot_recommender.scores import Curves, Prices, Score, best_static_policy, score_curves
+from llmpilot_servicekit.file_output import write_whole
 
 LARGEST_STATIC_POD_COUNT = 200
 """One user per pod in the paper's scenario: no static policy needs more."""

@@ -9,9 +9,9 @@ from llmpilot_perfmodel.memory import weights_memory
 from llmpilot_perfmodel.prices import Price
 from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.decision import Basis, CurvePoint, measured_point, predicted_points
+from llmpilot_recommender.manifest import Manifest
 from llmpilot_recommender.measured_llms import MeasuredLlm
 from llmpilot_recommender.measurement import Measurement, Origin
-from llmpilot_recommender.model_store import Manifest
 from llmpilot_recommender.predictor import Predictor
 
 

@@ -4,59 +4,20 @@ Invariant: a model that loads was written by a compatible version and is the one
 """
 
 import hashlib
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
 
 import xgboost
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_recommender.file_output import make_folder, write_whole
-from llmpilot_recommender.training import Hyperparameters
+from llmpilot_recommender.features import FeatureSchema
+from llmpilot_recommender.manifest import Manifest
+from llmpilot_recommender.predictor_xgboost import XgboostPredictor
+from llmpilot_servicekit.file_output import make_folder, write_whole
 
-FORMAT_VERSION: Literal[1] = 1
 BUNDLED_MODEL = Path(__file__).parent / "data" / "model"
 MANIFEST_NAME = "manifest.json"
 BOOSTER_NAME = "booster.ubj"
-
-
-def _ascending(users_counts: tuple[int, ...]) -> tuple[int, ...]:
-    if list(users_counts) != sorted(set(users_counts)):
-        raise ValueError("must ascend")
-    return users_counts
-
-
-class ManifestLimits(BaseModel):
-    """The limits that the sample weights aim at."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    nttft_ms: float
-    itl_ms: float
-
-
-class Manifest(BaseModel):
-    """What a model file does not say of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = FORMAT_VERSION
-    kind: Literal["xgboost"] = "xgboost"
-    name: str
-    """"models/{id}"; the id is taken from the booster's own bytes."""
-    create_time: datetime
-    software_version: str
-    xgboost_version: str
-    dataset_version: str
-    limits: ManifestLimits
-    seed: int
-    hyperparameters: Hyperparameters
-    features: tuple[str, ...]
-    users_counts: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_ascending)]
-    training_llms: tuple[str, ...]
-    metrics: dict[str, float]
-    booster_sha256: str
 
 
 def save_model(directory: Path, booster: xgboost.Booster, **facts: object) -> Manifest:
@@ -95,6 +56,16 @@ def load_model(directory: Path) -> tuple[Manifest, xgboost.Booster]:
         raise _refusal(path, f"XGBoost {xgboost.__version__} cannot read it; train again") from error
     booster.set_param({"nthread": 1})
     return manifest, booster
+
+
+def load_predictor(directory: Path) -> tuple[Manifest, XgboostPredictor]:
+    """Read a trained model; raises InvalidInputError when it is not usable by this version."""
+    manifest, booster = load_model(directory)
+    schema = FeatureSchema.from_names(manifest.features)
+    if booster.num_features() != len(schema.names):
+        counts = f"{booster.num_features()} features, its manifest names {len(schema.names)}"
+        raise InvalidInputError([Violation(str(directory), f"the booster takes {counts}; train again")])
+    return manifest, XgboostPredictor(schema=schema, booster=booster, users_counts=manifest.users_counts)
 
 
 def _load_manifest(path: Path) -> Manifest:

@@ -16,7 +16,7 @@ from llmpilot_perfmodel.llm_config import parse_config
 from llmpilot_perfmodel.llm_spec import LlmSpec
 from llmpilot_recommender.decision import DEFAULT_ERROR_RATE, Basis, LatencyLimits, Limit
 from llmpilot_recommender.knowledge import Curve, Knowledge
-from llmpilot_recommender.model_store import Manifest
+from llmpilot_recommender.manifest import Manifest
 from llmpilot_recommender.recommendation import Option, Question, Recommendation, RejectionReason
 from llmpilot_recommender.wire_llm import read_llm_spec, write_llm_spec
 
