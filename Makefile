@@ -65,7 +65,7 @@ lock: ## renew both lock files (needs uv)
 verify: $(VENV)/.dev ## check that the committed generated code is what the protos give
 	@generated=$$(mktemp -d) && trap 'rm -rf "$$generated"' EXIT && \
 	PYTHON=$(abspath $(BIN)/python) proto/generate.sh "$$generated" && \
-	diff -r --exclude=__pycache__ proto/src/llmpilot "$$generated/llmpilot" && echo "generated code is up to date" || \
+	diff -r --exclude=__pycache__ --exclude='llmpilot_*' proto/src "$$generated" && echo "generated code is up to date" || \
 	{ echo "the generated code differs from the protos: run make proto"; exit 1; }
 
 bench: $(VENV)/.dev ## run the benchmarks; each prints its table

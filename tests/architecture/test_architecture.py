@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MEMBERS = sorted([ROOT / "proto", *(ROOT / "libs").glob("[!.]*"), *(ROOT / "services").glob("[!.]*")])
 GRPC_SERVICES = [ROOT / "services" / "recommender"]
+GENERATED = re.compile(r"/proto/src/(fmaas|llmpilot)/")
 LARGEST_MODULE_LINES = 600
 PROTOBUF_ROOMS = re.compile(r"servicer|wire(_\w+)?|cli(_\w+)?")
 """Where protobuf messages are seen; a command line is a client and speaks them too."""
@@ -18,7 +19,7 @@ PROTOBUF_ROOMS = re.compile(r"servicer|wire(_\w+)?|cli(_\w+)?")
 
 def sources() -> Iterator[Path]:
     for member in MEMBERS:
-        yield from (path for path in (member / "src").rglob("*.py") if "src/llmpilot/" not in path.as_posix())
+        yield from (path for path in (member / "src").rglob("*.py") if not GENERATED.search(path.as_posix()))
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda path: path.name)
@@ -46,7 +47,7 @@ def test_protobuf_is_seen_only_at_the_edges() -> None:
         for path in sources()
         if not PROTOBUF_ROOMS.fullmatch(path.stem)
         and not path.is_relative_to(ROOT / "proto")
-        and any(name.startswith("llmpilot.") for name in imported(path))
+        and any(name.startswith(("fmaas", "llmpilot.")) for name in imported(path))
     ]
     assert offenders == []
 

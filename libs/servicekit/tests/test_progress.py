@@ -1,7 +1,8 @@
 import io
+import threading
 from collections.abc import Iterator
 
-from llmpilot_servicekit.progress import shown_progress
+from llmpilot_servicekit.progress import noted_if_slow, shown_progress
 
 
 def _shown(clock: Iterator[float], *steps: tuple[int, int | None]) -> list[str]:
@@ -27,3 +28,32 @@ def test_a_long_line_is_not_broken() -> None:
     with shown_progress("x" * 300, stream=stream) as advance:
         advance(1, 1)
     assert stream.getvalue() == f"{'x' * 300}: 1 of 1\n"
+
+
+class _Heard(io.StringIO):
+    """A stream that says when a whole line was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line_written = threading.Event()
+
+    def write(self, text: str) -> int:
+        """Keep the text."""
+        written = super().write(text)
+        if "\n" in text:
+            self.line_written.set()
+        return written
+
+
+def test_a_note_is_printed_where_work_is_slow() -> None:
+    stream = _Heard()
+    with noted_if_slow("compiling", seconds=0.001, stream=stream):
+        assert stream.line_written.wait(timeout=10)
+    assert stream.getvalue() == "compiling\n"
+
+
+def test_no_note_is_printed_where_work_is_quick() -> None:
+    stream = io.StringIO()
+    with noted_if_slow("compiling", seconds=3600, stream=stream):
+        pass
+    assert stream.getvalue() == ""

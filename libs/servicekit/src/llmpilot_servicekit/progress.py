@@ -1,6 +1,7 @@
 """Progress of long work: a bar on a terminal, now and then a line elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,19 @@ def shown_progress(
     """Yield a function that shows how far the work is, on stderr unless told otherwise."""
     console = Console(file=stream or sys.stderr)
     yield from _bar(description, console) if console.is_terminal else _lines(description, console, monotonic)
+
+
+@contextmanager
+def noted_if_slow(note: str, *, seconds: float = 2.0, stream: TextIO | None = None) -> Iterator[None]:
+    """Print a note, on stderr unless told otherwise, if what happens inside takes longer than some seconds."""
+    console = Console(file=stream or sys.stderr)
+    timer = threading.Timer(seconds, console.print, args=(note,), kwargs={"highlight": False, "soft_wrap": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _bar(description: str, console: Console) -> Iterator[Advance]:

@@ -9,14 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmpilot_perfmodel.batching.policies import Policy
 from llmpilot_perfmodel.batching.records import RequestRecords
 from llmpilot_perfmodel.batching.simulation import simulate_users
-from llmpilot_perfmodel.steps.step_time import StepTables
+from llmpilot_simulator.deployment import Deployment
 from llmpilot_simulator.request_lengths import RequestLengths
-
-USERS_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""The levels of the published characterization."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +27,8 @@ class Level:
     tokens_per_second: float
     """Output tokens of successful requests over the length of the test."""
     requests_per_second: float
-    error_rate: float
+    error_rate: float | None
+    """None: no request ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +43,8 @@ class Ladder:
 
 
 def simulate_levels(
+    deployment: Deployment,
     *,
-    policy: Policy,
-    tables: StepTables,
-    out_of_memory_tokens: int | None,
     lengths: RequestLengths,
     users_counts: Sequence[int],
     duration_seconds: float,
@@ -57,18 +52,19 @@ def simulate_levels(
     progress: Callable[[int, int | None], None],
 ) -> tuple[RequestRecords, ...]:
     """Run one load test per number of users; raises InvalidInputError for a request that the server can never take."""
+    tables = deployment.step_constants.constants.tables()
     records: list[RequestRecords] = []
     for users_count in users_counts:
         records.append(
             simulate_users(
-                policy=policy,
+                policy=deployment.policy,
                 tables=tables,
                 input_tokens=lengths.input_tokens,
                 output_tokens=lengths.output_tokens,
                 users_count=users_count,
                 duration_seconds=duration_seconds,
                 seed=np.random.default_rng([seed, users_count]),
-                out_of_memory_tokens=out_of_memory_tokens,
+                out_of_memory_tokens=deployment.out_of_memory_tokens,
             )
         )
         progress(len(records), len(users_counts))
@@ -78,7 +74,6 @@ def simulate_levels(
 def level(users_count: int, records: RequestRecords) -> Level:
     """Return what the users of one load test saw."""
     summary = records.summary()
-    request_count = max(summary.request_count, 1)
     return Level(
         users_count=users_count,
         ttft_ms_median=summary.ttft.median_ms,
@@ -87,5 +82,5 @@ def level(users_count: int, records: RequestRecords) -> Level:
         itl_ms_p95=summary.itl.p95_ms,
         tokens_per_second=summary.throughput_tokens_per_second,
         requests_per_second=summary.requests_per_second,
-        error_rate=summary.error_count / request_count,
+        error_rate=summary.error_rate,
     )

@@ -1,0 +1,176 @@
+"""An LLM on a GPU profile under a scheduling policy: everything that a simulation of it needs, with its reasons.
+
+Invariant: a deployment fits into its memory, or is told to run out of it as a real one would.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmpilot_contracts.errors import InvalidInputError, NotFoundError, PreconditionError, Violation
+from llmpilot_perfmodel.batching.policies import Policy, TgiPolicy, TgisPolicy, Vllm0Policy, Vllm1Policy
+from llmpilot_perfmodel.bundled_llms import bundled_config, find_bundled
+from llmpilot_perfmodel.gpu_catalogue import GpuProfile, load_catalogue
+from llmpilot_perfmodel.llm_config import LlmConfig, parse_llm
+from llmpilot_perfmodel.memory_budget import MemoryBudget, memory_budget
+from llmpilot_perfmodel.precision import precision_named
+from llmpilot_perfmodel.sizes import LlmWork, llm_work
+from llmpilot_perfmodel.steps.fitted import FittedConstants, fitted_constants
+
+DEFAULT_CONTEXT_LENGTH = 2048
+"""Of an LLM whose config.json states none."""
+COMPILING = "compiling the simulation for this machine; only the first run after an installation does"
+BLOCK_SIZE = 16
+VLLM0_BATCHED_TOKENS = 2560
+"""vLLM 0.2's default of max_num_batched_tokens, which it raises to the context length."""
+
+_BuildPolicy = Callable[[int, LlmWork, int], Policy]
+
+
+def _tgis(weight: int, work: LlmWork, context_length: int) -> Policy:  # noqa: ARG001 one signature for all
+    return TgisPolicy(max_batch_weight=weight, is_padded=work.is_padded)
+
+
+def _tgi(weight: int, work: LlmWork, context_length: int) -> Policy:  # noqa: ARG001
+    return TgiPolicy(max_batch_total_tokens=weight, max_batch_prefill_tokens=min(max(4096, context_length), weight))
+
+
+def _vllm0(weight: int, work: LlmWork, context_length: int) -> Policy:  # noqa: ARG001
+    batched = max(VLLM0_BATCHED_TOKENS, context_length)
+    return Vllm0Policy(block_count=weight // BLOCK_SIZE, block_size=BLOCK_SIZE, max_num_batched_tokens=batched)
+
+
+def _vllm1(weight: int, work: LlmWork, context_length: int) -> Policy:  # noqa: ARG001
+    return Vllm1Policy(block_count=weight // BLOCK_SIZE, block_size=BLOCK_SIZE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Server:
+    build: _BuildPolicy
+    is_paged: bool
+
+
+_SERVERS = {
+    "tgis": _Server(build=_tgis, is_paged=False),
+    "tgi": _Server(build=_tgi, is_paged=True),
+    "vllm-0.2": _Server(build=_vllm0, is_paged=True),
+    "vllm": _Server(build=_vllm1, is_paged=True),
+}
+POLICY_NAMES = tuple(_SERVERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One pod."""
+
+    llm_name: str
+    profile: GpuProfile
+    policy_name: str
+    policy: Policy
+    batch_weight: int
+    """Tokens that the batch may hold."""
+    step_constants: FittedConstants
+    out_of_memory_tokens: int | None
+    """Tokens in the batch at which a step fails; None: the batch weight is safe."""
+    budget: MemoryBudget
+    context_length: int
+
+    @property
+    def name(self) -> str:
+        """What a legend shows."""
+        return f"{self.llm_name} on {self.profile.name}"
+
+    def notes(self, *, explain: bool) -> tuple[str, ...]:
+        """Return what somebody has to know who reads the numbers; explain: also where the memory goes."""
+        weight = f"maximum batch weight {self.batch_weight:,} tokens"
+        if self.out_of_memory_tokens is not None:
+            weight += (
+                f", more than the {self.budget.largest_batch_weight:,} that are safe: "
+                f"out of memory from {self.out_of_memory_tokens:,} on"
+            )
+        return (weight, f"step times: {self.step_constants.source}", *(self.budget.explain() if explain else ()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentRequest:
+    """What somebody wants simulated; None: what a careful operator would choose."""
+
+    llm: str
+    """Name of a bundled LLM, path of a config.json, or of the folder that holds one."""
+    gpu_profile: str | None
+    policy: str = "tgis"
+    max_batch_weight: int | None = None
+    """Tokens: the maximum batch weight of TGIS, max_batch_total_tokens of TGI, blocks times block size of vLLM."""
+    precision: str | None = None
+    context_length: int | None = None
+    gpus: Path | None = None
+    """A CSV file of GPU types to add to the catalogue."""
+
+
+def deploy(request: DeploymentRequest) -> Deployment:
+    """Return the pod; raises InvalidInputError, NotFoundError, and PreconditionError where it does not fit."""
+    name, config = read_llm(request.llm)
+    precision = precision_named(request.precision) if request.precision else None
+    profile = load_catalogue(request.gpus).require(request.gpu_profile or "")
+    server = _server(request.policy)
+    work = llm_work(config, profile.gpu_count, precision)
+    budget = memory_budget(work, profile, is_paged=server.is_paged)
+    weight = _batch_weight(request, budget, is_paged=server.is_paged)
+    context_length = request.context_length or default_context_length(config)
+    is_risky = not server.is_paged and weight > budget.largest_batch_weight
+    return Deployment(
+        llm_name=name,
+        profile=profile,
+        policy_name=request.policy,
+        policy=server.build(weight, work, context_length),
+        batch_weight=weight,
+        step_constants=fitted_constants(name, profile.name, config.spec),
+        out_of_memory_tokens=budget.out_of_memory_tokens if is_risky else None,
+        budget=budget,
+        context_length=context_length,
+    )
+
+
+def read_llm(llm: str) -> tuple[str, LlmConfig]:
+    """Return name and config of a bundled LLM or of a config.json; raises InvalidInputError, NotFoundError."""
+    path = Path(llm)
+    if path.is_dir():
+        path /= "config.json"
+    if path.suffix != ".json" and not path.is_file():
+        bundled = find_bundled(llm)
+        return (bundled.name if bundled else llm), parse_llm(bundled_config(llm))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFoundError("config.json", str(path)) from error
+    except OSError as error:
+        raise InvalidInputError([Violation("--llm", f"{path} cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError([Violation("--llm", f"{path} must be text in UTF-8")]) from error
+    return path.resolve().parent.name, parse_llm(text)
+
+
+def default_context_length(config: LlmConfig) -> int:
+    """Return the context length that the config.json states, else 2,048."""
+    return config.spec.max_position_count or DEFAULT_CONTEXT_LENGTH
+
+
+def _server(policy: str) -> _Server:
+    if policy not in _SERVERS:
+        raise InvalidInputError(
+            [Violation("--policy", f"must be one of {', '.join(POLICY_NAMES)}, is {policy[:40]!r}")]
+        )
+    return _SERVERS[policy]
+
+
+def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, *, is_paged: bool) -> int:
+    if not budget.fits:
+        reasons = "\n".join(budget.explain())
+        raise PreconditionError(
+            f"{request.llm} does not fit on {request.gpu_profile}; take more or larger GPUs or a smaller --precision\n"
+            f"{reasons}"
+        )
+    if request.max_batch_weight is not None:
+        budget.require_batch_weight(request.max_batch_weight)
+        return request.max_batch_weight
+    return budget.token_count if is_paged else budget.largest_batch_weight

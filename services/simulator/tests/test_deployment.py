@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+
+from llmpilot_contracts.errors import InvalidInputError, NotFoundError, PreconditionError
+from llmpilot_perfmodel.batching.policies import TgiPolicy, TgisPolicy, Vllm0Policy, Vllm1Policy
+from llmpilot_perfmodel.bundled_llms import bundled_config
+from llmpilot_simulator.cli_options import POLICIES
+from llmpilot_simulator.deployment import POLICY_NAMES, DeploymentRequest, deploy, read_llm
+
+
+def wanted(
+    *,
+    llm: str = "llama-2-13b",
+    gpu_profile: str = "1xA100-40GB",
+    policy: str = "tgis",
+    max_batch_weight: int | None = None,
+    precision: str | None = None,
+) -> DeploymentRequest:
+    return DeploymentRequest(
+        llm=llm, gpu_profile=gpu_profile, policy=policy, max_batch_weight=max_batch_weight, precision=precision
+    )
+
+
+def test_the_help_names_every_policy() -> None:
+    assert ", ".join(POLICY_NAMES) == POLICIES
+
+
+def test_the_batch_weight_is_the_largest_safe_one_unless_told_otherwise() -> None:
+    """18,914 tokens fit into the 15.5 GB beside 26 GB of weights; a third of them is safe."""
+    deployment = deploy(wanted())
+    assert isinstance(deployment.policy, TgisPolicy)
+    assert deployment.policy.max_batch_weight == pytest.approx(18_914 / 3, rel=1e-3)
+    assert deployment.out_of_memory_tokens is None
+
+
+def test_an_unsafe_batch_weight_runs_out_of_memory() -> None:
+    deployment = deploy(wanted(max_batch_weight=15_000))
+    assert deployment.out_of_memory_tokens == pytest.approx(1.14 * 18_914 / 3, rel=1e-3)
+    assert "more than the 6,30" in deployment.notes(explain=False)[0]
+
+
+def test_a_batch_weight_larger_than_the_memory_is_refused_with_both_numbers() -> None:
+    with pytest.raises(PreconditionError, match=r"30,000 tokens needs 24.58 GB"):
+        deploy(wanted(max_batch_weight=30_000))
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind"), [("tgi", TgiPolicy), ("vllm-0.2", Vllm0Policy), ("vllm", Vllm1Policy), ("tgis", TgisPolicy)]
+)
+def test_every_policy_can_be_chosen(policy: str, kind: type[object]) -> None:
+    assert isinstance(deploy(wanted(policy=policy)).policy, kind)
+
+
+def test_an_llm_without_flash_attention_is_served_in_padded_batches() -> None:
+    policy = deploy(wanted(llm="flan-t5-xxl")).policy
+    assert isinstance(policy, TgisPolicy)
+    assert policy.is_padded
+
+
+def test_an_llm_that_does_not_fit_is_refused_with_where_the_memory_would_go() -> None:
+    with pytest.raises(PreconditionError, match=r"(?s)does not fit on 1xT4-16GB.*26.03 GB weights"):
+        deploy(wanted(gpu_profile="1xT4-16GB"))
+
+
+def test_a_smaller_precision_makes_it_fit() -> None:
+    assert deploy(wanted(gpu_profile="1xT4-16GB", precision="int4")).budget.fits
+
+
+def test_unknown_names_are_refused_with_close_ones() -> None:
+    with pytest.raises(NotFoundError, match=r"did you mean meta-llama/Llama-2-13b"):
+        deploy(wanted(llm="llama-2-13"))
+    with pytest.raises(NotFoundError, match="did you mean 1xA100-40GB"):
+        deploy(wanted(gpu_profile="1xA100-40"))
+    with pytest.raises(InvalidInputError, match=r"must be one of tgis, tgi, vllm-0.2, vllm"):
+        deploy(wanted(policy="sglang"))
+    with pytest.raises(InvalidInputError, match="fp32, fp16, bf16"):
+        deploy(wanted(precision="int3"))
+
+
+def test_a_config_json_is_named_after_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "my-llm"
+    folder.mkdir()
+    (folder / "config.json").write_text(bundled_config("llama-3.1-8b"), "utf-8")
+    assert read_llm(str(folder))[0] == "my-llm"
+    assert read_llm(str(folder / "config.json"))[1].spec.parameter_count == 8_030_261_248
+
+
+def test_a_missing_or_unreadable_config_json_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"nowhere.json"):
+        read_llm(str(tmp_path / "nowhere.json"))
+    binary = tmp_path / "config.json"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInputError, match="UTF-8"):
+        read_llm(str(binary))
