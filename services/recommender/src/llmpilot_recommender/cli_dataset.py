@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from llmpilot_recommender.cli_calibrate import calibrate, requests
 from llmpilot_recommender.dataset import Dataset
 from llmpilot_recommender.dataset_file import read_dataset, write_dataset
 from llmpilot_recommender.measurement import Origin
@@ -56,3 +57,7 @@ def publish(file: Path, nats_url: str) -> None:
     with shown_progress("measurements published") as advance:
         asyncio.run(publish_measurements(nats_url, measurements, advance))
     click.echo(f"{len(measurements)} measurements published to {nats_url}")
+
+
+dataset.add_command(calibrate)
+dataset.add_command(requests)

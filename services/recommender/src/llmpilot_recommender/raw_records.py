@@ -51,10 +51,10 @@ class RawFile:
 
 def parse_raw_file(name: str, content: bytes) -> RawFile:
     """Read one CSV. Raises InvalidInputError that lists every bad column and row."""
-    table = _table(name, content)
+    table = read_columns(name, content, _COLUMNS)
     violations: list[Violation] = []
     constant = {column: _constant(name, table[column], column, violations) for column in _CONSTANT_COLUMNS}
-    number = {column: _numbers(name, table[column], column, violations) for column in _NUMBER_COLUMNS}
+    number = {column: read_numbers(name, table[column], column, violations) for column in _NUMBER_COLUMNS}
     violations += _empty_cells(name, table["latency_ms_per_token"], "latency_ms_per_token")
     violations += _file_name_violations(name, constant)
     if violations:
@@ -76,13 +76,14 @@ def parse_raw_file(name: str, content: bytes) -> RawFile:
     )
 
 
-def _table(name: str, content: bytes) -> pa.Table:
-    violations = list(_text_violations(name, content))
+def read_columns(name: str, content: bytes, columns: tuple[str, ...]) -> pa.Table:
+    """Return these columns of a raw file as text. Raises InvalidInputError that lists what keeps it from being read."""
+    violations = list(_text_violations(name, content, columns))
     if violations:
         raise InvalidInputError(violations)
     ragged: list[pyarrow.csv.InvalidRow] = []
     try:
-        table = _read_csv(content, ragged)
+        table = _read_csv(content, ragged, columns)
     except pa.ArrowInvalid as error:
         raise InvalidInputError([Violation(name, f"must be CSV: {error}")]) from error
     violations = [
@@ -96,7 +97,7 @@ def _table(name: str, content: bytes) -> pa.Table:
     return table
 
 
-def _text_violations(name: str, content: bytes) -> Iterator[Violation]:
+def _text_violations(name: str, content: bytes, columns: tuple[str, ...]) -> Iterator[Violation]:
     if not content.endswith(b"\n"):
         yield Violation(name, "the last line is cut off; fetch the raw data again")
     if not content.isascii():  # quick, and true of the public files
@@ -105,12 +106,12 @@ def _text_violations(name: str, content: bytes) -> Iterator[Violation]:
         except UnicodeDecodeError as error:
             yield Violation(name, f"must be UTF-8 text, byte {error.start} is not")
     header = next(csv.reader([content.partition(b"\n")[0].decode("utf-8-sig", errors="replace")]), [])
-    for column in _COLUMNS:
+    for column in columns:
         if header.count(column) != 1:
             yield Violation(f"{name} column {column}", f"must appear once, appears {header.count(column)} times")
 
 
-def _read_csv(content: bytes, ragged: list[pyarrow.csv.InvalidRow]) -> pa.Table:
+def _read_csv(content: bytes, ragged: list[pyarrow.csv.InvalidRow], columns: tuple[str, ...]) -> pa.Table:
     def skip(row: pyarrow.csv.InvalidRow) -> str:
         ragged.append(row)
         return "skip"
@@ -120,8 +121,8 @@ def _read_csv(content: bytes, ragged: list[pyarrow.csv.InvalidRow]) -> pa.Table:
         read_options=pyarrow.csv.ReadOptions(use_threads=False),  # the caller has a thread per file
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(_COLUMNS, pa.string()),
-            include_columns=_COLUMNS,
+            column_types=dict.fromkeys(columns, pa.string()),
+            include_columns=columns,
             strings_can_be_null=True,
             null_values=[""],
         ),
@@ -142,9 +143,10 @@ def _constant(name: str, column: pa.ChunkedArray, column_name: str, violations: 
     return values[0]
 
 
-def _numbers(
+def read_numbers(
     name: str, column: pa.ChunkedArray, column_name: str, violations: list[Violation]
 ) -> npt.NDArray[np.float64]:
+    """Return a column's numbers, NaN for an empty cell; add what is no number to the violations."""
     try:
         numbers: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid:

@@ -3,7 +3,14 @@
 Invariant: a policy holds what an operator of that server would set, with the server's own default.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from llmpilot_contracts.errors import Violation
+
+LARGEST_COUNT = 2**40
+"""No server has more tokens, blocks or sequences; keeps the arithmetic of the compiled code far from overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,12 +18,21 @@ class TgisPolicy:
     """Text Generation Inference Server (IBM): batches limited by weight, prefill preempts decode."""
 
     max_batch_weight: int
-    """Tokens that a batch may reach: input plus maximum output, summed; squared shapes for a padding server."""
+    """Tokens that a batch may ever reach, input and largest output; for a padding server those of the longest sequence
+    times the number of sequences."""
     max_batch_size: int = 256
     max_waiting_tokens: int = 12
-    """Decode steps after which waiting requests are let in whatever the size of their batch."""
+    """Decode steps after which waiting requests are let in whatever their number."""
+    max_prefill_weight: int | None = None
+    """Input tokens that one prefill may have, padding included; a single longer request is let in alone; None: any."""
     is_padded: bool = False
     """Whether every sequence takes the length of the longest, as without flash attention."""
+    is_weight_squared: bool = False
+    """Whether a padding server squares the longest length in its weight, as until January 2024."""
+
+    def weight(self, tokens: int, *, sequence_count: int = 1) -> int:
+        """Return the weight of sequences of `tokens` each."""
+        return tokens * sequence_count * (tokens if self.is_weight_squared else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +54,14 @@ class Vllm0Policy:
     block_size: int = 16
     max_num_batched_tokens: int = 2560
     max_num_seqs: int = 256
+    max_paddings: int | None = None
+    """None: prompts are laid end to end; a number: they are padded to the longest, with at most that much padding, as
+    from 0.2.2 on, whose default was 256."""
+
+    @property
+    def watermark_block_count(self) -> int:
+        """The blocks that admission leaves free: 1 %."""
+        return self.block_count // 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +76,70 @@ class Vllm1Policy:
 
 
 Policy = TgisPolicy | TgiPolicy | Vllm0Policy | Vllm1Policy
+
+_MAY_BE_ZERO = ("max_waiting_tokens", "waiting_served_ratio", "max_paddings")
+
+
+def policy_violations(policy: Policy) -> Iterator[Violation]:
+    """Yield everything that is wrong with the numbers of a policy."""
+    if isinstance(policy, TgisPolicy) and policy.is_weight_squared and not policy.is_padded:
+        yield Violation("policy.is_weight_squared", "only a padding server squares lengths; set is_padded too")
+    for field in fields(policy):
+        value = getattr(policy, field.name)
+        name = f"policy.{field.name}"
+        least = 0 if field.name in _MAY_BE_ZERO else 1
+        if value is None or isinstance(value, bool):
+            continue
+        if field.type is float or isinstance(value, float):
+            if field.type is not float or not math.isfinite(value) or value < 0:
+                kind = "a finite number >= 0" if field.type is float else "a whole number"
+                yield Violation(name, f"must be {kind}, is {value!r}")
+        elif not least <= value <= LARGEST_COUNT:
+            yield Violation(name, f"must be between {least} and {LARGEST_COUNT}, is {value}")
+
+
+def fit_violations(policy: Policy, input_tokens: int, max_output_tokens: int) -> Iterator[Violation]:
+    """Yield why a request could never be scheduled; max_output_tokens: the most it may generate."""
+    total = input_tokens + max_output_tokens
+    match policy:
+        case TgisPolicy():
+            if policy.weight(total) > policy.max_batch_weight:
+                yield Violation(
+                    "max_output_tokens",
+                    f"input and output may have {total} tokens, which weigh {policy.weight(total)}; max_batch_weight "
+                    f"is {policy.max_batch_weight}",
+                )
+        case TgiPolicy():
+            if input_tokens > policy.max_batch_prefill_tokens:
+                yield Violation(
+                    "input_tokens",
+                    f"must be at most max_batch_prefill_tokens {policy.max_batch_prefill_tokens}, is {input_tokens}",
+                )
+            if total > policy.max_batch_total_tokens:
+                yield Violation(
+                    "max_output_tokens",
+                    f"input and output may have {total} tokens, max_batch_total_tokens is "
+                    f"{policy.max_batch_total_tokens}",
+                )
+        case Vllm0Policy() | Vllm1Policy():
+            yield from _block_violations(policy, input_tokens, max_output_tokens)
+
+
+def _block_violations(policy: Vllm0Policy | Vllm1Policy, input_tokens: int, output_tokens: int) -> Iterator[Violation]:
+    size = policy.block_size
+    needed = -(-(input_tokens + output_tokens - 1) // size)  # the last token is never computed on
+    available = policy.block_count
+    if isinstance(policy, Vllm0Policy):
+        # A preempted sequence comes back with all it has generated as its prompt, in one piece.
+        if input_tokens + output_tokens - 1 > policy.max_num_batched_tokens:
+            yield Violation(
+                "input_tokens",
+                f"input and output have {input_tokens + output_tokens} tokens, which max_num_batched_tokens "
+                f"{policy.max_num_batched_tokens} cannot recompute in one piece",
+            )
+        available -= policy.watermark_block_count
+    if needed > available:
+        yield Violation(
+            "input_tokens",
+            f"input and output need {needed} blocks of {size} tokens, the server has {available} for a request",
+        )

@@ -1,0 +1,217 @@
+"""Step constants of an LLM that nobody has measured, from its sizes and those of a GPU.
+
+Each constant is a sum of times that follow from the sizes: bytes over memory bandwidth, floating-point operations over
+peak, exchanged bytes over the interconnect, and the host's work per layer or per request. How many times longer the real
+server takes than each is a coefficient (data/roofline_constants.csv), fitted on measured servers.
+Invariant: no time is negative, and a larger LLM is never faster on the same GPUs.
+Sources: Williams et al., "Roofline", 2009; Lazuka et al., 2024, for the measurements.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_perfmodel.csv_table import CsvTable, bundled_table
+from llmpilot_perfmodel.gpu_catalogue import Gpu, GpuProfile
+from llmpilot_perfmodel.sizes import LlmWork
+from llmpilot_perfmodel.steps.step_time import StepConstants
+
+_TABLE = "roofline_constants.csv"
+_COLUMNS = ("constant", "part", "factor", "uncertainty_percent")
+_TERA = 1e12
+_PCIE_GB_PER_SECOND: Mapping[int, float] = {3: 16, 4: 32, 5: 64}
+"""One direction of 16 lanes, PCI-SIG, by generation."""
+_NVLINK_SHARE = 0.5
+"""Datasheets state both directions together."""
+_OLDEST_PCIE = 3
+_ROUNDS = 10
+_FARTHEST = 10.0
+"""Times: a fit farther away counts as that far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RooflineFactors:
+    """How many times longer a server takes than each part of a constant, by constant and part."""
+
+    factors: Mapping[str, Mapping[str, float]]
+    uncertainty: Mapping[str, float] = field(default_factory=dict)
+    """Median relative error of each constant on LLMs that it was not fitted on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredConstants:
+    """Constants of a measured server, to fit the factors on."""
+
+    llm: str
+    work: LlmWork
+    profile: GpuProfile
+    constants: StepConstants
+
+
+def roofline_constants(work: LlmWork, profile: GpuProfile, factors: RooflineFactors | None = None) -> StepConstants:
+    """Return step constants from sizes alone; factors: None: the bundled ones.
+
+    Raises InvalidInputError where the GPU's figures are missing or zero.
+    """
+    factors = factors or bundled_factors()
+    parts = _parts(work, profile)
+    values = {
+        constant: sum(factor * parts[constant][part] for part, factor in by_part.items())
+        for constant, by_part in factors.factors.items()
+    }
+    return StepConstants(**values)
+
+
+def peak_flops_per_second(gpu: Gpu) -> float:
+    """Return the fastest dense rate for 16-bit numbers that is stated of a GPU. Raises InvalidInputError."""
+    stated = gpu.tensor_fp16_tflops or gpu.tensor_bf16_tflops or gpu.cuda_mixed_tflops or gpu.cuda_fp32_tflops or 0
+    if stated <= 0:
+        raise InvalidInputError(
+            [Violation(f"gpu {gpu.name}", "states no TFLOPS; add tensor_fp16_tflops or cuda_fp32_tflops to its row")]
+        )
+    return stated * _TERA
+
+
+def link_bytes_per_second(gpu: Gpu) -> float:
+    """Return what a GPU can send to its neighbours: over NVLink if its figure is stated, else over PCIe."""
+    if gpu.interconnect_gb_per_second:
+        return gpu.interconnect_gb_per_second * _NVLINK_SHARE * 1e9
+    return _PCIE_GB_PER_SECOND.get(gpu.pcie_generation or _OLDEST_PCIE, _PCIE_GB_PER_SECOND[_OLDEST_PCIE]) * 1e9
+
+
+def _parts(work: LlmWork, profile: GpuProfile) -> dict[str, dict[str, float]]:
+    """Return the seconds of every part of every constant."""
+    gpu = profile.gpu
+    bandwidth = gpu.memory_bandwidth_bytes_per_second
+    if not bandwidth > 0:
+        raise InvalidInputError([Violation(f"gpu {gpu.name} memory_bandwidth_gb_per_second", f"must be > 0, is {bandwidth:g}")])
+    peak = peak_flops_per_second(gpu)
+    layers = work.layer_count + work.encoder_layer_count
+    is_split = float(work.gpu_count > 1)
+    weights = work.weight_bytes_read(1) / bandwidth
+    # Two all-reduces a layer; a ring sends every number (n - 1) / n times each way.
+    exchanged = 4 * layers * work.hidden_size * work.activation_bytes * (work.gpu_count - 1) / work.gpu_count
+    if gpu.is_nvlink is False:
+        exchanged *= work.gpu_count / 2  # pairs take turns on what leads through the host
+    exchange = exchanged / link_bytes_per_second(gpu)
+    return {
+        "decode_seconds": {"layer": work.layer_count, "split_layer": is_split * work.layer_count, "weights": weights},
+        "decode_seconds_per_sequence": {
+            "request": 1.0,
+            "flops": work.decode_flops_per_token / peak,
+            "exchange": exchange,
+        },
+        "decode_seconds_per_cached_token": {
+            "cache": work.kv_bytes_per_token / bandwidth,
+            "flops": work.decode_attention_flops_per_pair / peak,
+        },
+        "prefill_seconds": {"layer": layers, "split_layer": is_split * layers, "weights": weights},
+        "prefill_seconds_per_token": {"flops": work.prefill_flops_per_token / peak, "exchange": exchange},
+        "prefill_seconds_per_request": {
+            "request": 1.0,
+            "split": is_split,
+            "head": work.head_flops_per_sequence / peak,
+            "weights": weights,
+        },
+    }
+
+
+def fit_factors(measured: Iterable[MeasuredConstants]) -> RooflineFactors:
+    """Return the factors >= 0 that come nearest to measured constants, relative to each. Raises InvalidInputError."""
+    samples = [(_parts(sample.work, sample.profile), sample.constants) for sample in measured]
+    if not samples:
+        raise InvalidInputError([Violation("measured", "must have at least one server; give fitted constants")])
+    factors = {}
+    for constant, by_part in samples[0][0].items():
+        rows = np.array([list(parts[constant].values()) for parts, _ in samples])
+        values = np.array([getattr(constants, constant) for _, constants in samples])
+        solved = _nearest(rows[values > 0], values[values > 0])
+        factors[constant] = dict(zip(by_part, solved.tolist(), strict=True))
+    return RooflineFactors(factors=factors)
+
+
+def with_uncertainty(measured: Iterable[MeasuredConstants]) -> RooflineFactors:
+    """Return the factors of all measured servers, and how far those of the other LLMs' servers are from each LLM's."""
+    measured = list(measured)
+    factors = fit_factors(measured)
+    deviations: dict[str, list[float]] = {constant: [] for constant in factors.factors}
+    for llm in {sample.llm for sample in measured}:
+        others = fit_factors(sample for sample in measured if sample.llm != llm)
+        for sample in measured:
+            if sample.llm == llm:
+                foretold = roofline_constants(sample.work, sample.profile, others)
+                for constant, of_constant in deviations.items():
+                    if (value := getattr(sample.constants, constant)) > 0:
+                        of_constant.append(abs(getattr(foretold, constant) / value - 1))
+    uncertainty = {constant: float(np.median(of_constant)) for constant, of_constant in deviations.items() if of_constant}
+    return RooflineFactors(factors=factors.factors, uncertainty=uncertainty)
+
+
+def _nearest(rows: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return x >= 0 with rows @ x nearest to values: twice as much is as far as half."""
+    scale = values
+    for _ in range(_ROUNDS):
+        solved = _not_negative(rows / scale[:, None], values / scale)
+        scale = np.sqrt(values * np.maximum(rows @ solved, values / _FARTHEST))
+    return solved
+
+
+def _not_negative(
+    rows: npt.NDArray[np.float64], values: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return x >= 0 with rows @ x nearest to values, leaving out the most negative until none is."""
+    solved = np.zeros(rows.shape[1])
+    free = np.flatnonzero(np.abs(rows).max(axis=0, initial=0.0) > 0)
+    while len(free):
+        scale = np.abs(rows[:, free]).max(axis=0)
+        part = np.linalg.lstsq(rows[:, free] / scale, values, rcond=None)[0]
+        if (part >= 0).all():
+            solved[free] = part / scale
+            break
+        free = np.delete(free, np.argmin(part))
+    return solved
+
+
+@cache
+def bundled_factors() -> RooflineFactors:
+    """Return the factors that travel with the package, fitted on data/step_constants.csv."""
+    return read_factors(bundled_table(_TABLE), label=_TABLE)
+
+
+def read_factors(text: str, *, label: str) -> RooflineFactors:
+    """Read a table of factors. Raises InvalidInputError that lists every bad cell."""
+    table = CsvTable(text, label=label, required=_COLUMNS, optional=())
+    factors: dict[str, dict[str, float]] = {}
+    uncertainty: dict[str, float] = {}
+    for row in table.rows():
+        constant = row.text("constant")
+        cells = {}
+        for column in ("factor", "uncertainty_percent"):
+            try:
+                cells[column] = float(row.text(column))
+            except ValueError:
+                cells[column] = -1.0
+            if not 0 <= cells[column] < np.inf:
+                table.refuse(row.line, column, f"must be a number >= 0, is {row.text(column)[:40]!r}")
+        factors.setdefault(constant, {})[row.text("part")] = cells["factor"]
+        uncertainty[constant] = cells["uncertainty_percent"] / 100
+    table.raise_violations()
+    return RooflineFactors(factors=factors, uncertainty=uncertainty)
+
+
+def write_factors(factors: RooflineFactors, comments: Mapping[str, str]) -> str:
+    """Return the text of a table, under comment lines such as its source, licence and command."""
+    out = io.StringIO(newline="")
+    out.writelines(f"# {key}: {value}\n" for key, value in comments.items())
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for constant, by_part in factors.factors.items():
+        for part, factor in by_part.items():
+            writer.writerow([constant, part, f"{factor:.4g}", f"{100 * factors.uncertainty.get(constant, 0.0):.0f}"])
+    return out.getvalue()
