@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_ladder_and_another_one_another() -> None:
 
 
 def test_an_unsafe_batch_weight_fails_requests() -> None:
-    (level,) = levels_of(*LLAMA, "--users", "128", "--max-batch-weight", "18000")
+    (level,) = levels_of(*LLAMA, "--users", "128", "--max-batch-weight", "15000")
     assert level["error_rate"] > 0
 
 
@@ -98,6 +98,6 @@ def test_every_wrong_option_is_told_at_once(tmp_path: Path) -> None:
         output_of(*LLAMA, "--requests", str(empty))
 
 
-def test_a_request_longer_than_the_batch_is_refused_with_both_numbers() -> None:
-    with pytest.raises(InvalidInputError, match=r"9000.*630[34]"):
+def test_a_request_longer_than_the_batch_is_refused_with_its_length() -> None:
+    with pytest.raises(InvalidInputError, match="9000 tokens"):
         output_of(*LLAMA, "--users", "1", "--input-tokens", "8000", "--output-tokens", "1000")

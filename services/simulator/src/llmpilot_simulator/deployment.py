@@ -13,10 +13,14 @@ from llmpilot_perfmodel.bundled_llms import bundled_config, find_bundled
 from llmpilot_perfmodel.gpu_catalogue import GpuProfile, load_catalogue
 from llmpilot_perfmodel.llm_config import LlmConfig, parse_llm
 from llmpilot_perfmodel.memory_budget import MemoryBudget, memory_budget
-from llmpilot_perfmodel.precision import precision_named
+from llmpilot_perfmodel.precision import Precision, precision_named
 from llmpilot_perfmodel.sizes import LlmWork, llm_work
-from llmpilot_perfmodel.steps.fitted import FittedConstants, fitted_constants
+from llmpilot_perfmodel.steps.fitted import fitted_constants
+from llmpilot_perfmodel.steps.roofline import roofline_constants
+from llmpilot_perfmodel.steps.step_time import StepConstants
 
+FITTED_BITS = 16
+"""Of the weights in the load tests that step times were calibrated on."""
 DEFAULT_CONTEXT_LENGTH = 2048
 """Of an LLM whose config.json states none."""
 COMPILING = "compiling the simulation for this machine; only the first run after an installation does"
@@ -69,7 +73,9 @@ class Deployment:
     policy: Policy
     batch_weight: int
     """Tokens that the batch may hold."""
-    step_constants: FittedConstants
+    step_constants: StepConstants
+    step_source: str
+    """Where those come from, in a sentence."""
     out_of_memory_tokens: int | None
     """Tokens in the batch at which a step fails; None: the batch weight is safe."""
     budget: MemoryBudget
@@ -88,7 +94,7 @@ class Deployment:
                 f", more than the {self.budget.largest_batch_weight:,} that are safe: "
                 f"out of memory from {self.out_of_memory_tokens:,} on"
             )
-        return (weight, f"step times: {self.step_constants.source}", *(self.budget.explain() if explain else ()))
+        return (weight, f"step times: {self.step_source}", *(self.budget.explain() if explain else ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +116,14 @@ class DeploymentRequest:
 def deploy(request: DeploymentRequest) -> Deployment:
     """Return the pod; raises InvalidInputError, NotFoundError, and PreconditionError where it does not fit."""
     name, config = read_llm(request.llm)
-    precision = precision_named(request.precision) if request.precision else None
+    precision = precision_named(request.precision) if request.precision else config.precision
     profile = load_catalogue(request.gpus).require(request.gpu_profile or "")
     server = _server(request.policy)
     work = llm_work(config, profile.gpu_count, precision)
     budget = memory_budget(work, profile, is_paged=server.is_paged)
     weight = _batch_weight(request, budget, is_paged=server.is_paged)
     context_length = request.context_length or default_context_length(config)
+    step_constants, step_source = _step_constants(name, config, work, profile, precision)
     is_risky = not server.is_paged and weight > budget.largest_batch_weight
     return Deployment(
         llm_name=name,
@@ -124,11 +131,26 @@ def deploy(request: DeploymentRequest) -> Deployment:
         policy_name=request.policy,
         policy=server.build(weight, work, context_length),
         batch_weight=weight,
-        step_constants=fitted_constants(name, profile.name, config.spec),
+        step_constants=step_constants,
+        step_source=step_source,
         out_of_memory_tokens=budget.out_of_memory_tokens if is_risky else None,
         budget=budget,
         context_length=context_length,
     )
+
+
+def _step_constants(
+    name: str, config: LlmConfig, work: LlmWork, profile: GpuProfile, precision: Precision
+) -> tuple[StepConstants, str]:
+    if precision.weight_bits == FITTED_BITS:
+        try:
+            fitted = fitted_constants(name, profile.name, config.spec)
+        except NotFoundError:
+            pass
+        else:
+            load = f"{fitted.llm} under {fitted.users[0]} to {fitted.users[-1]} users"
+            return fitted.constants, f"calibrated on public load tests of {load}, decode +-{fitted.decode_error:.0%}"
+    return roofline_constants(work, profile), f"roofline; nobody has measured this LLM on {profile.name}"
 
 
 def read_llm(llm: str) -> tuple[str, LlmConfig]:

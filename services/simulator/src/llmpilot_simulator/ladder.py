@@ -52,7 +52,7 @@ def simulate_levels(
     progress: Callable[[int, int | None], None],
 ) -> tuple[RequestRecords, ...]:
     """Run one load test per number of users; raises InvalidInputError for a request that the server can never take."""
-    tables = deployment.step_constants.constants.tables()
+    tables = deployment.step_constants.tables()
     records: list[RequestRecords] = []
     for users_count in users_counts:
         records.append(

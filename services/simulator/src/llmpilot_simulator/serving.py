@@ -133,7 +133,7 @@ def _modelled(request: ServeRequest) -> tuple[str, int, Times, tuple[str, ...]]:
     deployment: Deployment = deploy(request.deployment)
     times = ModelledTimes(
         policy=deployment.policy,
-        tables=deployment.step_constants.constants.tables(),
+        tables=deployment.step_constants.tables(),
         out_of_memory_tokens=deployment.out_of_memory_tokens,
         frontend_seconds_per_token=request.frontend_us / 1e6,
     )
