@@ -1,15 +1,20 @@
 """Times the simulator of continuous batching: simulated seconds per CPU second, and a step of the real-time engine.
 
-    python benchmarks/simulation_speed.py [REPEATS]
+    python benchmarks/simulation_speed.py [--repeats N] [--vidur PYTHON]
 
+With a Python that has vidur (simulation_speed_vidur.py says how), vidur serves the same requests in the same run.
 Llama-13b on an A100 40GB (constants fitted on the public records), requests of about 120 input and 19 output tokens.
 """
 
+import argparse
+import json
 import os
-import sys
+import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +22,27 @@ import numpy.typing as npt
 from llmpilot_perfmodel.batching.engine import Engine
 from llmpilot_perfmodel.batching.policies import Policy, TgiPolicy, TgisPolicy, Vllm0Policy, Vllm1Policy
 from llmpilot_perfmodel.batching.records import RequestRecords
-from llmpilot_perfmodel.batching.simulation import simulate_users
+from llmpilot_perfmodel.batching.simulation import simulate_arrivals, simulate_users
 from llmpilot_perfmodel.steps.step_time import StepConstants
 
-REPEATS = 5
 LEAST_SECONDS = 0.2
 """Each measured call simulates so much that it takes about this long."""
 USERS_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 CAMPAIGN_RUNS = 526
 TEST_SECONDS = 120.0
 ENGINE_SEQUENCES = 512
+VIDUR_REQUESTS = 2000
+ARRIVAL_RATES = (1.0, 4.0, 16.0)
 
-TABLES = StepConstants(
+CONSTANTS = StepConstants(
     decode_seconds=22.61e-3,
     decode_seconds_per_sequence=0.588e-3,
     decode_seconds_per_cached_token=0.0026e-3,
     prefill_seconds=20.8e-3,
     prefill_seconds_per_token=0.114e-3,
     prefill_seconds_per_request=7.6e-3,
-).tables()
+)
+TABLES = CONSTANTS.tables()
 POLICIES: dict[str, Policy] = {
     "TGIS": TgisPolicy(max_batch_weight=12_000),
     "TGIS padded": TgisPolicy(max_batch_weight=48_000, is_padded=True),
@@ -102,9 +109,61 @@ def engine_step_micros(policy: Policy) -> tuple[float, float]:
     return float(np.median(decodes)), float(np.percentile(decodes, 99))
 
 
+def compare_with_vidur(python: str) -> None:
+    """Print both simulators' speed on the same Poisson arrivals under the policy of vLLM 0.2."""
+    policy = Vllm0Policy(block_count=750, max_num_batched_tokens=4096, max_num_seqs=128)
+    step = asdict(CONSTANTS)
+    names = ("decode", "per_sequence", "per_cached_token", "prefill", "per_token", "per_request")
+    print(f"\nPoisson arrivals, {VIDUR_REQUESTS} requests, vLLM 0.2: simulated seconds per CPU second")
+    print(f"{'requests/s':<12}{'ours':>12}{'vidur':>12}{'ratio':>10}{'ours ends at':>16}{'vidur ends at':>16}")
+    for rate in ARRIVAL_RATES:
+        generator = np.random.default_rng(0)
+        arrivals = np.cumsum(generator.exponential(1 / rate, VIDUR_REQUESTS))
+        inputs, outputs = (
+            generator.choice(INPUT_TOKENS, VIDUR_REQUESTS),
+            generator.choice(OUTPUT_TOKENS, VIDUR_REQUESTS),
+        )
+        inputs = np.maximum(inputs, 2)  # vidur takes a prompt of one token for a decode
+        job = {
+            "requests": np.column_stack([arrivals, inputs, outputs]).tolist(),
+            "milliseconds": {name: 1e3 * seconds for name, seconds in zip(names, step.values(), strict=False)},
+            "max_tokens_in_batch": policy.max_num_batched_tokens,
+            "max_sequences": policy.max_num_seqs,
+            "block_count": policy.block_count,
+            "block_size": policy.block_size,
+        }
+        answer = subprocess.run(
+            [python, str(Path(__file__).with_name("simulation_speed_vidur.py"))],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        theirs = json.loads(answer.stdout.splitlines()[-1])
+        run = partial(
+            simulate_arrivals,
+            policy=policy,
+            tables=TABLES,
+            arrival_seconds=arrivals,
+            input_tokens=inputs,
+            output_tokens=outputs,
+        )
+        end = run().duration_seconds
+        our_rate = end / min(seconds_of(run) for _ in range(5))
+        their_rate = theirs["simulated_seconds"] / theirs["cpu_seconds"]
+        print(
+            f"{rate:<12g}{our_rate:>12,.0f}{their_rate:>12,.0f}{our_rate / their_rate:>10,.0f}"
+            f"{end:>16.1f}{theirs['simulated_seconds']:>16.1f}"
+        )
+
+
 def main() -> None:
     """Print the tables."""
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else REPEATS
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vidur", metavar="PYTHON")
+    arguments = parser.parse_args()
+    repeats: int = arguments.repeats
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print(f"requests: mean {INPUT_TOKENS.mean():.0f} input, {OUTPUT_TOKENS.mean():.1f} output tokens; one core")
     first = seconds_of(partial(simulate, POLICIES["TGIS"], 1, 1.0, 0))
@@ -134,6 +193,8 @@ def main() -> None:
     for name, policy in roomy.items():
         median, p99 = engine_step_micros(policy)
         print(f"{name:<12}{median:8.1f} ({p99:.1f})")
+    if arguments.vidur:
+        compare_with_vidur(arguments.vidur)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/simulator_accuracy.py [--roofline-out FILE]
 
-Each line is the mean absolute error in percent over load tests that nothing was fitted on: medians over requests of TTFT
-and nTTFT, the median over tokens of ITL, and tokens per second. Levels in which 1 % or more of the requests failed are
-left out. `--roofline-out` also writes the table of roofline factors, fitted on data/step_constants.csv.
+Each line is the mean absolute error in percent over load tests that nothing was fitted on: medians over requests of
+TTFT and nTTFT, the median over tokens of ITL, and tokens per second. Levels in which 1 % or more of the requests failed
+are left out. `--roofline-out` also writes the table of roofline factors, fitted on data/step_constants.csv.
 """
 
 import argparse
@@ -18,7 +18,13 @@ from llmpilot_perfmodel.llm_config import parse_llm
 from llmpilot_perfmodel.precision import precision_named
 from llmpilot_perfmodel.sizes import llm_work
 from llmpilot_perfmodel.steps.fitted import bundled_constants, measured_name
-from llmpilot_perfmodel.steps.roofline import MeasuredConstants, fit_factors, roofline_constants, with_uncertainty, write_factors
+from llmpilot_perfmodel.steps.roofline import (
+    MeasuredConstants,
+    fit_factors,
+    roofline_constants,
+    with_uncertainty,
+    write_factors,
+)
 from llmpilot_recommender.calibration_source import load_tests
 from llmpilot_recommender.raw_source import PROVENANCE
 from llmpilot_recommender.replay import FixedList
@@ -91,9 +97,7 @@ def measured_constants() -> dict[tuple[str, str], MeasuredConstants]:
     for (llm, profile_name), fitted in bundled_constants().items():
         profile = catalogue.require(profile_name)
         work = llm_work(parse_llm(json.dumps(configs[llm])), profile.gpu_count, precision_named("fp16"))
-        samples[llm, profile_name] = MeasuredConstants(
-            llm=llm, work=work, profile=profile, constants=fitted.constants
-        )
+        samples[llm, profile_name] = MeasuredConstants(llm=llm, work=work, profile=profile, constants=fitted.constants)
     return samples
 
 

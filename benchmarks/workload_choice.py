@@ -1,14 +1,16 @@
 """Compares a simulated vLLM 0.2 on an A100 40GB with the offline runs of Papaioannou and Doudali, EuroMLSys '24.
 
-    python benchmarks/workload_choice.py [--fit]
+    python benchmarks/workload_choice.py [--fit] [--online]
 
 Step times come from physics and three constants that were fitted on Llama-2-13b with 150 and 600 blocks; --fit fits
-them again and prints them. An error is simulated over measured, minus 1.
+them again and prints them. --online adds the study's other half with the same constants: the largest rate
+of requests that a server stands. An error is simulated over measured, minus 1.
 """
 
 import csv
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -58,6 +60,12 @@ LLMS = {
 }
 FITTED_LLM = "llama2-13b"
 FITTED_BLOCKS = (150, 600)
+ONLINE_SECONDS = 600
+LARGEST_P95 = 0.1875
+"""Seconds from a request's arrival to its end per output token, the study's limit."""
+RATE_SEARCH_STEPS = 10
+LEAST_MEASURED_RATE = 0.6
+"""Below, the measured p95 crosses the limit several times, both ways."""
 FIT_FACTORS = (1.6, 1.25, 1.1, 1.04, 1.015)
 BYTES_PER_VALUE = 2
 
@@ -108,6 +116,30 @@ class OfflineRun:
     request_count: int
     requests_per_second: float
     tokens_per_second: float
+
+
+def policy_of(block_count: int) -> Vllm0Policy:
+    """Return the study's settings."""
+    return Vllm0Policy(block_count=block_count, max_num_batched_tokens=2560, max_num_seqs=2048, max_paddings=256)
+
+
+def measured_rates(path: Path) -> dict[tuple[str, str, int], float]:
+    """Return the largest rate of each server: the last before two in a row are beyond the limit, as in the study."""
+    points: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            server = row["model"], row["use_case"], int(row["total_blocks"])
+            points.setdefault(server, []).append((float(row["request_rate"]), float(row["p95"])))
+    rates = {}
+    for server, measured in points.items():
+        rates[server], beyond = 0.0, 0
+        for rate, p95 in sorted(measured):
+            beyond = beyond + 1 if p95 > LARGEST_P95 else 0
+            if beyond == 2:
+                break
+            if beyond == 0:
+                rates[server] = rate
+    return rates
 
 
 class WorkloadChoice:
@@ -200,46 +232,86 @@ class WorkloadChoice:
         inputs, outputs = (np.maximum(1, np.rint(scale * lengths)).astype(np.int64) for lengths in (inputs, outputs))
         return np.minimum(inputs, MAX_TOKENS - 1 - outputs), outputs
 
-    def simulated(self, run: OfflineRun, fit: Fit) -> float:
-        """Return requests per second, from the mean time of several samples."""
-        tables = fit.tables(LLMS[run.llm])
-        policy = Vllm0Policy(
-            block_count=run.block_count, max_num_batched_tokens=2560, max_num_seqs=2048, max_paddings=256
+    def seconds(self, run: OfflineRun, fit: Fit) -> Floats:
+        """Return how long the simulated server takes for each of several samples of a run's requests."""
+        tables, policy = fit.tables(LLMS[run.llm]), policy_of(run.block_count)
+        samples = (self.requests(run.llm, run.use_case, run.request_count, sample) for sample in range(SAMPLES))
+        return np.array(
+            [
+                simulate_arrivals(
+                    policy=policy,
+                    tables=tables,
+                    arrival_seconds=np.zeros(len(inputs)),
+                    input_tokens=inputs,
+                    output_tokens=outputs,
+                ).duration_seconds
+                for inputs, outputs in samples
+            ]
         )
-        seconds = 0.0
+
+    def simulated(self, run: OfflineRun, fit: Fit) -> float:
+        """Return requests per second in the mean time of the samples."""
+        return run.request_count / float(self.seconds(run, fit).mean())
+
+    def p95(self, llm: str, use_case: str, block_count: int, rate: float, fit: Fit) -> float:
+        """Return the median over samples of what 95 % of the requests stay below, at a rate per second."""
+        family, found = llm.partition("-")[0], []
         for sample in range(SAMPLES):
-            inputs, outputs = self.requests(run.llm, run.use_case, run.request_count, sample)
-            seconds += simulate_arrivals(
-                policy=policy,
-                tables=tables,
-                arrival_seconds=np.zeros(len(inputs)),
+            generator = np.random.default_rng([sample, ONLINE_SECONDS])
+            count = max(1, int(generator.poisson(rate * ONLINE_SECONDS)))
+            drawn = self._draw(family, use_case, count, generator)
+            inputs, outputs = (
+                np.maximum(1, np.rint(scale * lengths)).astype(np.int64)
+                for scale, lengths in zip(self._scales[family, use_case], drawn, strict=True)
+            )
+            records = simulate_arrivals(
+                policy=policy_of(block_count),
+                tables=fit.tables(LLMS[llm]),
+                arrival_seconds=np.sort(generator.uniform(0, ONLINE_SECONDS, len(inputs))),
                 input_tokens=inputs,
                 output_tokens=outputs,
-            ).duration_seconds
-        return SAMPLES * run.request_count / seconds
+            )
+            latencies = (records.end_seconds - records.send_seconds) / outputs[records.request_index]
+            found.append(np.quantile(latencies, 0.95))
+        return float(np.median(found))
+
+    def largest_rate(self, llm: str, use_case: str, block_count: int, fit: Fit) -> float:
+        """Return the rate per second at which a simulated server is just within the study's limit."""
+        low, high = 0.01, 100.0
+        for _ in range(RATE_SEARCH_STEPS):
+            middle = (low * high) ** 0.5
+            is_within = self.p95(llm, use_case, block_count, middle, fit) <= LARGEST_P95
+            low, high = (middle, high) if is_within else (low, middle)
+        return low
+
+    def error(self, fit: Fit) -> float:
+        """Return the mean absolute error of the runs that the constants are fitted on."""
+        errors = [
+            self.simulated(run, fit) / run.requests_per_second - 1
+            for run in self.runs
+            if run.llm == FITTED_LLM and run.block_count in FITTED_BLOCKS and run.request_count in COMPARED_COUNTS
+        ]
+        return float(np.abs(errors).mean())
+
+
+def neighbours(fit: Fit, factor: float) -> Iterator[Fit]:
+    """Yield the fit with one constant after the other multiplied and divided by a factor."""
+    for field in fields(Fit):
+        for change in (factor, 1 / factor):
+            yield replace(fit, **{field.name: getattr(fit, field.name) * change})
 
 
 def fitted(study: WorkloadChoice) -> Fit:
-    """Minimise the mean absolute error by multiplying one constant after the other with ever smaller factors."""
-    runs = [
-        run
-        for run in study.runs
-        if run.llm == FITTED_LLM and run.block_count in FITTED_BLOCKS and run.request_count in COMPARED_COUNTS
-    ]
-
-    def error(fit: Fit) -> float:
-        return float(np.mean([abs(study.simulated(run, fit) / run.requests_per_second - 1) for run in runs]))
-
-    best, least = FIT_START, error(FIT_START)
+    """Go to the best neighbour until there is none better, then look closer."""
+    best, least = FIT_START, study.error(FIT_START)
     for factor in FIT_FACTORS:
         is_better = True
         while is_better:
-            is_better = False
-            for field in fields(Fit):
-                for change in (factor, 1 / factor):
-                    tried = replace(best, **{field.name: getattr(best, field.name) * change})
-                    if (reached := error(tried)) < least:
-                        best, least, is_better = tried, reached, True
+            errors = [(study.error(fit), fit) for fit in neighbours(best, factor)]
+            error, fit = min(errors, key=lambda pair: pair[0])
+            is_better = error < least
+            if is_better:
+                best, least = fit, error
     return best
 
 
@@ -299,14 +371,27 @@ def print_errors(study: WorkloadChoice, fit: Fit) -> None:
         )
 
 
+def print_online(study: WorkloadChoice, fit: Fit) -> None:
+    """Print the errors of the largest rates."""
+    errors: dict[str, list[float]] = {use_case: [] for use_case in USE_CASES}
+    for (llm, use_case, block_count), measured in measured_rates(DATA / "workload-choice" / "online.csv").items():
+        if measured >= LEAST_MEASURED_RATE:
+            errors[use_case].append(study.largest_rate(llm, use_case, block_count, fit) / measured - 1)
+    print(f"online, largest rate with p95 <= {LARGEST_P95} s per output token: mean absolute error (mean error)")
+    for use_case, found in errors.items():
+        print(f"{use_case:<15}{len(found):>3} servers {np.abs(found).mean():>8.1%} ({np.mean(found):+.1%})")
+
+
 def main() -> None:
-    """Print the table; with --fit, fit the constants first."""
+    """Print the tables."""
     study = WorkloadChoice(DATA / "workload-choice")
     fit = FIT
     if "--fit" in sys.argv[1:]:
         fit = fitted(study)
         print(fit)
     print_errors(study, fit)
+    if "--online" in sys.argv[1:]:
+        print_online(study, fit)
 
 
 if __name__ == "__main__":

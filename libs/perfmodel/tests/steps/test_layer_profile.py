@@ -1,5 +1,6 @@
 import csv
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,7 @@ def profile_folder(public_data: Path, gpu: str) -> Path:
     return public_data / "layer-profiles" / gpu / "Llama-3.1-8B" / "tp1"
 
 
+@cache
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -210,7 +212,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def curve_at(path: Path, layer: str, axis: str, place: float) -> float:
     points = [(float(row[axis]), float(row["time_us"])) for row in rows_of(path) if row["layer"] == layer]
-    return float(np.interp(place, *zip(*points, strict=True)))
+    return float(np.interp(place, [node for node, _ in points], [value for _, value in points]))
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -241,12 +243,12 @@ def test_a_measured_step_costs_what_was_measured(public_data: Path, gpu: str) ->
 def test_steps_between_the_nodes_are_predicted(public_data: Path, tmp_path: Path) -> None:
     """The RTXPRO6000's table has two grids; the one of powers of two predicts the attention times of the other one."""
     path = profile_folder(public_data, "RTXPRO6000") / "attention.csv"
-    rows = [(*(int(cell) for cell in list(row.values())[:4]), float(row["time_us"])) for row in rows_of(path)]
+    rows = [([int(cell) for cell in list(row.values())[:4]], float(row["time_us"])) for row in rows_of(path)]
     powers = {0, *(2**power for power in range(15))}
-    coarse: Rows = [row for row in rows if powers.issuperset(row[:4])]
-    others = [row for row in rows if not powers.issuperset(row[:4])]
+    coarse: Rows = [(*place, measured) for place, measured in rows if powers.issuperset(place)]
+    others = [row for row in rows if not powers.issuperset(row[0])]
     profile = load_layer_profile(attention_alone(tmp_path, coarse), layer_count=1)
-    errors = np.array([microseconds(profile, step(*row[:4])) / row[4] - 1 for row in others])
+    errors = np.array([microseconds(profile, step(*place)) / measured - 1 for place, measured in others])
     assert len(errors) > 10_000
     assert abs(errors.mean()) < 0.005
     assert np.abs(errors).mean() < 0.04  # measured three times each, clocks vary by a few percent

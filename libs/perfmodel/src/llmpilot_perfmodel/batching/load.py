@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from llmpilot_perfmodel.batching.kernel import kernel
 from llmpilot_perfmodel.batching.prefix_cache import PrefixCache
 from llmpilot_perfmodel.batching.records import OK, OUT_OF_MEMORY
 from llmpilot_perfmodel.batching.state import (
@@ -31,6 +30,7 @@ from llmpilot_perfmodel.batching.state import (
 )
 from llmpilot_perfmodel.batching.step import complete_step, plan_step
 from llmpilot_perfmodel.batching.workload import Workload
+from llmpilot_perfmodel.compiled import compiled
 from llmpilot_perfmodel.steps.step_time import StepTables
 
 DONE, NEEDS_ORDER, NEEDS_ROOM = range(3)
@@ -108,7 +108,7 @@ def _longer(values: npt.NDArray[_Number], count: int, room: int) -> npt.NDArray[
     return longer
 
 
-@kernel
+@compiled
 def keep_ended(load: Load) -> int:
     """Move the records that have ended, and their tokens, together at the beginning; return their number."""
     write, tokens = 0, 0
@@ -131,7 +131,7 @@ def keep_ended(load: Load) -> int:
     return write
 
 
-@kernel
+@compiled
 def run_load(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     state: State,
     cache: PrefixCache,
@@ -167,7 +167,7 @@ def run_load(  # noqa: PLR0917 compiled code knows no keyword-only arguments
         _record(state, load, end, turnaround_seconds)
 
 
-@kernel
+@compiled
 def _send_due(state: State, workload: Workload, load: Load) -> int:
     """Send every request whose time has come."""
     progress = load.progress
@@ -199,7 +199,7 @@ def _send_due(state: State, workload: Workload, load: Load) -> int:
     return DONE
 
 
-@kernel
+@compiled
 def _record(state: State, load: Load, now: float, turnaround_seconds: float) -> None:
     """Write down what a step brought; whoever has got an answer gets ready to send again."""
     counters = state.counters
@@ -214,7 +214,7 @@ def _record(state: State, load: Load, now: float, turnaround_seconds: float) -> 
         _end(state, load, state.lists[FAILED_SLOTS, index], OUT_OF_MEMORY, now, turnaround_seconds)
 
 
-@kernel
+@compiled
 def _end(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     state: State, load: Load, slot: int, status: int, now: float, turnaround_seconds: float
 ) -> None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmpilot_perfmodel.batching.kernel import kernel
 from llmpilot_perfmodel.batching.state import (
     BLOCK_COUNT,
     BLOCK_ROW,
@@ -25,6 +24,7 @@ from llmpilot_perfmodel.batching.state import (
     length_so_far,
     power_of_two,
 )
+from llmpilot_perfmodel.compiled import compiled
 
 _MULTIPLIER = -7046029254386353131
 """2^64 divided by the golden ratio, as a signed number: spreads hashes over the table (Knuth, vol. 3, 6.4)."""
@@ -82,13 +82,13 @@ def with_room(cache: PrefixCache, rules: Rules, *, capacity: int, old: int, long
     return cache._replace(block_rows=rows, hashes=hashes.reshape(-1))
 
 
-@kernel
+@compiled
 def _home(cache: PrefixCache, key: int) -> int:
     mixed = key * _MULTIPLIER
     return int((mixed ^ (mixed >> 32)) & (len(cache.table) - 1))
 
 
-@kernel
+@compiled
 def find_block(cache: PrefixCache, key: int) -> int:
     """Return the block that has had that content the longest, -1 if there is none."""
     place = _home(cache, key)
@@ -100,7 +100,7 @@ def find_block(cache: PrefixCache, key: int) -> int:
     return -1
 
 
-@kernel
+@compiled
 def _remember(cache: PrefixCache, block: int, key: int) -> None:
     if cache.blocks[IS_FINDABLE, block] > 0:
         return
@@ -112,7 +112,7 @@ def _remember(cache: PrefixCache, block: int, key: int) -> None:
     cache.blocks[IS_FINDABLE, block] = 1
 
 
-@kernel
+@compiled
 def _forget(cache: PrefixCache, block: int) -> None:
     """Take a block out of the table and close the gap, so that a search never stops too early."""
     mask = len(cache.table) - 1
@@ -133,7 +133,7 @@ def _forget(cache: PrefixCache, block: int) -> None:
     cache.table[gap] = -1
 
 
-@kernel
+@compiled
 def _take_from_free(state: State, cache: PrefixCache, block: int) -> None:
     newer, older = cache.blocks[NEWER, block], cache.blocks[OLDER, block]
     cache.blocks[NEWER, older] = newer
@@ -141,7 +141,7 @@ def _take_from_free(state: State, cache: PrefixCache, block: int) -> None:
     state.counters[FREE_BLOCKS] -= 1
 
 
-@kernel
+@compiled
 def _put_to_free(state: State, cache: PrefixCache, block: int) -> None:
     end = cache.blocks.shape[1] - 1
     last = cache.blocks[OLDER, end]
@@ -152,7 +152,7 @@ def _put_to_free(state: State, cache: PrefixCache, block: int) -> None:
     state.counters[FREE_BLOCKS] += 1
 
 
-@kernel
+@compiled
 def cached_block_count(state: State, cache: PrefixCache, rules: Rules, slot: int) -> int:
     """Return how many leading blocks of a request are there already; its last token is always computed."""
     most = (length_so_far(state, slot) - 1) // rules.block_size
@@ -164,7 +164,7 @@ def cached_block_count(state: State, cache: PrefixCache, rules: Rules, slot: int
     return count
 
 
-@kernel
+@compiled
 def take_blocks(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     state: State, cache: PrefixCache, rules: Rules, slot: int, tokens: int, cached_blocks: int
 ) -> bool:
@@ -208,7 +208,7 @@ def take_blocks(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     return True
 
 
-@kernel
+@compiled
 def publish_blocks(state: State, cache: PrefixCache, rules: Rules, slot: int, tokens: int) -> None:
     """Let others find the blocks that are full once a sequence has `tokens` computed."""
     row = state.slots[BLOCK_ROW, slot]
@@ -218,7 +218,7 @@ def publish_blocks(state: State, cache: PrefixCache, rules: Rules, slot: int, to
         _remember(cache, cache.block_rows[row, place], cache.hashes[start + place])
 
 
-@kernel
+@compiled
 def release_blocks(state: State, cache: PrefixCache, rules: Rules, slot: int) -> None:
     """Free the blocks of a sequence, its last ones first, so that they are also the first to be taken."""
     counters = state.counters

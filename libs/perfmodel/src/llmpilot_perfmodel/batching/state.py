@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llmpilot_perfmodel.batching.kernel import kernel
+from llmpilot_perfmodel.compiled import compiled
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -148,7 +148,7 @@ def power_of_two(count: int) -> int:
     return 1 << max(count - 1, 1).bit_length()
 
 
-@kernel
+@compiled
 def enqueue(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     state: State, slot: int, arrival_seconds: float, input_tokens: int, output_tokens: int, most: int
 ) -> None:
@@ -165,25 +165,25 @@ def enqueue(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     counters[WAITING] += 1
 
 
-@kernel
+@compiled
 def length_so_far(state: State, slot: int) -> int:
     """Return a request's input and generated tokens."""
     return int(state.slots[INPUT_TOKENS, slot] + state.slots[GENERATED_TOKENS, slot])
 
 
-@kernel
+@compiled
 def may_remain(state: State, slot: int) -> int:
     """Return the most tokens that a request may still generate."""
     return int(state.slots[MAX_OUTPUT_TOKENS, slot] - state.slots[GENERATED_TOKENS, slot])
 
 
-@kernel
+@compiled
 def waiting_slot(state: State, place: int) -> int:
     """Return the slot at a place of the queue, 0 for its head."""
     return int(state.lists[QUEUE, (state.counters[HEAD] + place) & (state.lists.shape[1] - 1)])
 
 
-@kernel
+@compiled
 def admit_first(state: State) -> None:
     """Move the head of the queue to the end of the batch."""
     counters = state.counters
@@ -193,7 +193,7 @@ def admit_first(state: State) -> None:
     enter_batch(state, slot)
 
 
-@kernel
+@compiled
 def enter_batch(state: State, slot: int) -> None:
     """Put a slot at the end of the batch."""
     counters = state.counters
@@ -203,7 +203,7 @@ def enter_batch(state: State, slot: int) -> None:
     counters[RESERVED_TOKENS] += state.slots[INPUT_TOKENS, slot] + state.slots[MAX_OUTPUT_TOKENS, slot]
 
 
-@kernel
+@compiled
 def leave_batch(state: State, slot: int) -> None:
     """Take a slot's tokens out of the sums; the caller takes it out of the batch."""
     counters = state.counters
@@ -211,7 +211,7 @@ def leave_batch(state: State, slot: int) -> None:
     counters[RESERVED_TOKENS] -= state.slots[INPUT_TOKENS, slot] + state.slots[MAX_OUTPUT_TOKENS, slot]
 
 
-@kernel
+@compiled
 def pop_newest(state: State) -> int:
     """Move the newest of the batch to the head of the queue and return its slot; the caller frees its blocks."""
     counters = state.counters

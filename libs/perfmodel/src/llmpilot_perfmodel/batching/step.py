@@ -3,7 +3,6 @@
 Invariant: the engine that a real-time server drives and the simulations run exactly these functions.
 """
 
-from llmpilot_perfmodel.batching.kernel import kernel
 from llmpilot_perfmodel.batching.prefix_cache import PrefixCache, release_blocks
 from llmpilot_perfmodel.batching.state import (
     BATCH,
@@ -44,13 +43,14 @@ from llmpilot_perfmodel.batching.tgi import admit_tgi
 from llmpilot_perfmodel.batching.tgis import admit_tgis, forget_finished, longest_length, remember_remaining
 from llmpilot_perfmodel.batching.vllm0 import admit_vllm0, free_blocks_vllm0, make_room_vllm0
 from llmpilot_perfmodel.batching.vllm1 import plan_vllm1
+from llmpilot_perfmodel.compiled import compiled
 from llmpilot_perfmodel.steps.step_time import StepLoad, StepTables, step_seconds
 
 LEAST_STEP_SECONDS = 1e-9
 """A step takes time whatever the constants say, so the tokens of a request never coincide."""
 
 
-@kernel
+@compiled
 def plan_step(state: State, cache: PrefixCache, rules: Rules, tables: StepTables) -> float:
     """Choose the work of the next step and return its seconds; negative: there is nothing to do."""
     counters = state.counters
@@ -72,7 +72,7 @@ def plan_step(state: State, cache: PrefixCache, rules: Rules, tables: StepTables
     return max(step_seconds(tables, load), LEAST_STEP_SECONDS)
 
 
-@kernel
+@compiled
 def _plan_prefill_or_decode(state: State, rules: Rules) -> None:
     counters = state.counters
     running = counters[RUNNING]
@@ -93,12 +93,12 @@ def _plan_prefill_or_decode(state: State, rules: Rules) -> None:
             counters[IS_PREFILL] = 1
 
 
-@kernel
+@compiled
 def _decode_load(state: State, rules: Rules) -> StepLoad:
     return StepLoad(0, 0, 0.0, 0, state.counters[RUNNING], batch_tokens(state, rules))
 
 
-@kernel
+@compiled
 def _prefill_load(state: State, rules: Rules) -> StepLoad:
     counters = state.counters
     tokens, pairs, longest = 0, 0.0, 0
@@ -115,7 +115,7 @@ def _prefill_load(state: State, rules: Rules) -> StepLoad:
     return StepLoad(requests, tokens, pairs, 0, 0, 0)
 
 
-@kernel
+@compiled
 def _mixed_load(state: State) -> StepLoad:
     requests, tokens, pairs, earlier, sequences, cached = 0, 0, 0.0, 0, 0, 0
     for place in range(state.counters[RUNNING]):
@@ -132,13 +132,13 @@ def _mixed_load(state: State) -> StepLoad:
     return StepLoad(requests, tokens, pairs, earlier, sequences, cached)
 
 
-@kernel
+@compiled
 def token_pairs(before: int, new: int) -> float:
     """Return the attention scores of `new` tokens, each with itself and all that come before it."""
     return float(new) * before + new * (new + 1.0) / 2
 
 
-@kernel
+@compiled
 def batch_tokens(state: State, rules: Rules) -> int:
     """Return the tokens of all sequences in the batch, padding included where the server pads."""
     counters = state.counters
@@ -147,7 +147,7 @@ def batch_tokens(state: State, rules: Rules) -> int:
     return int(longest_length(state, rules) * counters[RUNNING])
 
 
-@kernel
+@compiled
 def complete_step(state: State, cache: PrefixCache, rules: Rules) -> None:
     """Account for the planned step: who got a token, who has finished, who has failed."""
     counters = state.counters
@@ -162,7 +162,7 @@ def complete_step(state: State, cache: PrefixCache, rules: Rules) -> None:
         _remember_turn(state, rules)
 
 
-@kernel
+@compiled
 def _emit_tokens(state: State, cache: PrefixCache, rules: Rules) -> None:
     counters = state.counters
     start = counters[WORK_START]
@@ -191,7 +191,7 @@ def _emit_tokens(state: State, cache: PrefixCache, rules: Rules) -> None:
         leave_server(state, cache, rules, state.lists[FINISHED_SLOTS, index])
 
 
-@kernel
+@compiled
 def _fail_work(state: State, cache: PrefixCache, rules: Rules) -> None:
     counters = state.counters
     failed = 0
@@ -204,7 +204,7 @@ def _fail_work(state: State, cache: PrefixCache, rules: Rules) -> None:
         leave_server(state, cache, rules, state.lists[FAILED_SLOTS, index])
 
 
-@kernel
+@compiled
 def leave_server(state: State, cache: PrefixCache, rules: Rules, slot: int) -> None:
     """Free what a sequence holds; the caller takes it out of `running`."""
     leave_batch(state, slot)
@@ -214,7 +214,7 @@ def leave_server(state: State, cache: PrefixCache, rules: Rules, slot: int) -> N
         free_blocks_vllm0(state, slot)
 
 
-@kernel
+@compiled
 def _remember_turn(state: State, rules: Rules) -> None:
     """Keep what TGIS and TGI decide by: decodes since the last prefill, and the order of the remaining tokens."""
     counters = state.counters
@@ -234,7 +234,7 @@ def _remember_turn(state: State, rules: Rules) -> None:
             forget_finished(state, running + counters[FINISHED_COUNT])
 
 
-@kernel
+@compiled
 def withdraw(state: State, cache: PrefixCache, rules: Rules, slot: int) -> None:
     """Take a request out of the queue or of the batch, between two steps."""
     counters = state.counters
@@ -255,7 +255,7 @@ def withdraw(state: State, cache: PrefixCache, rules: Rules, slot: int) -> None:
     leave_server(state, cache, rules, slot)
 
 
-@kernel
+@compiled
 def _without(slots: Integers, count: int, slot: int) -> int:
     write = 0
     for read in range(count):

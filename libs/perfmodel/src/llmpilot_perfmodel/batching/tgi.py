@@ -5,7 +5,6 @@ order.
 Source: the behaviour of the router of huggingface/text-generation-inference, versions 1 and 2.
 """
 
-from llmpilot_perfmodel.batching.kernel import kernel
 from llmpilot_perfmodel.batching.state import (
     INPUT_TOKENS,
     MAX_OUTPUT_TOKENS,
@@ -19,9 +18,10 @@ from llmpilot_perfmodel.batching.state import (
     admit_first,
     waiting_slot,
 )
+from llmpilot_perfmodel.compiled import compiled
 
 
-@kernel
+@compiled
 def admit_tgi(state: State, rules: Rules) -> None:
     """Append the requests of the next prefill to the batch; none: the server decodes."""
     counters, slots = state.counters, state.slots

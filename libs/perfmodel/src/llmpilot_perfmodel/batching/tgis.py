@@ -7,7 +7,6 @@ heaviest when one of its sequences ends, so those are the moments at which the w
 overlooks that a prefill puts the new sequences a token ahead, so that a batch may weigh a few tokens more in the end.
 """
 
-from llmpilot_perfmodel.batching.kernel import kernel
 from llmpilot_perfmodel.batching.state import (
     ARRIVAL_NANOS,
     BATCH,
@@ -36,13 +35,14 @@ from llmpilot_perfmodel.batching.state import (
     may_remain,
     waiting_slot,
 )
+from llmpilot_perfmodel.compiled import compiled
 
 _OVERTAKING_NANOS = NANOS_PER_SECOND
 """How much later than a request that does not fit a smaller one may have arrived and still overtake it."""
 _FOREVER = 2**62
 
 
-@kernel
+@compiled
 def admit_tgis(state: State, rules: Rules) -> None:
     """Append the requests of the next prefill to the batch; none: the server decodes."""
     counters = state.counters
@@ -63,7 +63,7 @@ def admit_tgis(state: State, rules: Rules) -> None:
         _let_in(state, chosen, seen)
 
 
-@kernel
+@compiled
 def _choose(state: State, rules: Rules, smallest: int) -> tuple[int, int]:
     """List the places of the chosen requests; return their number and how many were looked at; too few: (0, 0)."""
     counters, slots, lists = state.counters, state.slots, state.lists
@@ -110,7 +110,7 @@ def _choose(state: State, rules: Rules, smallest: int) -> tuple[int, int]:
     return chosen, seen
 
 
-@kernel
+@compiled
 def longest_length(state: State, rules: Rules) -> int:
     """Return the length of the longest sequence of the batch where the server pads; else 0."""
     longest = 0
@@ -120,7 +120,7 @@ def longest_length(state: State, rules: Rules) -> int:
     return longest
 
 
-@kernel
+@compiled
 def _tabulate(state: State, chosen: int) -> int:
     """List what runs and what is chosen, the longest output still to come first; return their number."""
     lists = state.lists
@@ -135,7 +135,7 @@ def _tabulate(state: State, chosen: int) -> int:
     return entries
 
 
-@kernel
+@compiled
 def _insert(lists: Integers, entries: int, output: int, length: int) -> int:
     place = entries
     while place > 0 and lists[REMAINING, place - 1] < output:
@@ -147,7 +147,7 @@ def _insert(lists: Integers, entries: int, output: int, length: int) -> int:
     return entries + 1
 
 
-@kernel
+@compiled
 def _is_too_heavy(lists: Integers, entries: int, rules: Rules, length: int, output: int) -> bool:
     """Return whether one more request makes the batch too heavy at the end of it or of a sequence that ends earlier."""
     total, longest, place = length, length, 0
@@ -166,7 +166,7 @@ def _is_too_heavy(lists: Integers, entries: int, rules: Rules, length: int, outp
     return False
 
 
-@kernel
+@compiled
 def _weight(rules: Rules, total: int, longest: int, count: int, more: int) -> int:
     """Return the weight of `count` sequences, now `total` tokens, after `more` tokens each."""
     if not rules.is_padded:
@@ -175,13 +175,13 @@ def _weight(rules: Rules, total: int, longest: int, count: int, more: int) -> in
     return int(length * length * count if rules.is_weight_squared else length * count)
 
 
-@kernel
+@compiled
 def held_weight(state: State, rules: Rules) -> int:
     """Return the weight of the batch as it is."""
     return _weight(rules, state.counters[HELD_TOKENS], longest_length(state, rules), state.counters[RUNNING], 0)
 
 
-@kernel
+@compiled
 def _let_in(state: State, chosen: int, seen: int) -> None:
     """Append the chosen to the batch and close the gaps in the queue towards its tail."""
     counters, lists = state.counters, state.lists
@@ -201,7 +201,7 @@ def _let_in(state: State, chosen: int, seen: int) -> None:
     counters[WAITING] -= chosen
 
 
-@kernel
+@compiled
 def remember_remaining(state: State, slot: int, place_count: int) -> None:
     """Insert a slot into the first `place_count` of BY_REMAINING: all lose one token per decode, so order lasts."""
     remaining = may_remain(state, slot)
@@ -212,7 +212,7 @@ def remember_remaining(state: State, slot: int, place_count: int) -> None:
     state.lists[BY_REMAINING, place] = slot
 
 
-@kernel
+@compiled
 def forget_finished(state: State, place_count: int) -> None:
     """Take those that have finished out of the first `place_count` of BY_REMAINING."""
     write = 0

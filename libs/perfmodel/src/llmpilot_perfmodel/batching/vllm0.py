@@ -4,7 +4,6 @@ Invariant: the blocks of the running sequences and the free blocks add up to all
 Source: the behaviour of the scheduler of vllm-project/vllm, versions 0.2.0 to 0.2.7.
 """
 
-from llmpilot_perfmodel.batching.kernel import kernel
 from llmpilot_perfmodel.batching.state import (
     BATCH,
     BLOCK_COUNT,
@@ -19,9 +18,10 @@ from llmpilot_perfmodel.batching.state import (
     pop_newest,
     waiting_slot,
 )
+from llmpilot_perfmodel.compiled import compiled
 
 
-@kernel
+@compiled
 def admit_vllm0(state: State, rules: Rules) -> None:
     """Append the requests of the next prefill to the batch and give them their blocks; none: the server decodes."""
     counters = state.counters
@@ -45,7 +45,7 @@ def admit_vllm0(state: State, rules: Rules) -> None:
         admit_first(state)
 
 
-@kernel
+@compiled
 def make_room_vllm0(state: State, rules: Rules) -> None:
     """Give every running sequence a place for its next token; the newest give up their blocks where there are none."""
     counters, slots = state.counters, state.slots
@@ -64,7 +64,7 @@ def make_room_vllm0(state: State, rules: Rules) -> None:
         place += 1
 
 
-@kernel
+@compiled
 def free_blocks_vllm0(state: State, slot: int) -> None:
     """Take all blocks from a sequence."""
     state.counters[FREE_BLOCKS] += state.slots[BLOCK_COUNT, slot]

@@ -4,7 +4,6 @@ Invariant: no step computes more tokens than the budget, and none is computed wi
 Source: the behaviour of the scheduler of vllm-project/vllm, V1.
 """
 
-from llmpilot_perfmodel.batching.kernel import kernel
 from llmpilot_perfmodel.batching.prefix_cache import (
     PrefixCache,
     cached_block_count,
@@ -30,9 +29,10 @@ from llmpilot_perfmodel.batching.state import (
     pop_newest,
     waiting_slot,
 )
+from llmpilot_perfmodel.compiled import compiled
 
 
-@kernel
+@compiled
 def plan_vllm1(state: State, cache: PrefixCache, rules: Rules) -> None:
     """Say of every sequence in the batch how many tokens the step computes of it, 0 included."""
     counters, slots = state.counters, state.slots
@@ -54,7 +54,7 @@ def plan_vllm1(state: State, cache: PrefixCache, rules: Rules) -> None:
         _admit(state, cache, rules, budget)
 
 
-@kernel
+@compiled
 def _make_room(state: State, cache: PrefixCache, rules: Rules, slot: int, tokens: int) -> bool:
     """Find blocks for `tokens` of a sequence at the expense of the newest; False: it was the newest itself."""
     while not take_blocks(state, cache, rules, slot, tokens, 0):
@@ -67,14 +67,14 @@ def _make_room(state: State, cache: PrefixCache, rules: Rules, slot: int, tokens
     return True
 
 
-@kernel
+@compiled
 def _schedule(state: State, cache: PrefixCache, rules: Rules, slot: int, tokens: int) -> None:
     state.slots[SCHEDULED_TOKENS, slot] = tokens
     if rules.has_prefix_cache:
         publish_blocks(state, cache, rules, slot, state.slots[COMPUTED_TOKENS, slot] + tokens)
 
 
-@kernel
+@compiled
 def _admit(state: State, cache: PrefixCache, rules: Rules, budget: int) -> None:
     """Let in the head of the queue, again and again, while there are tokens, places and blocks."""
     counters, slots = state.counters, state.slots
