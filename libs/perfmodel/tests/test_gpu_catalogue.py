@@ -86,6 +86,47 @@ def test_h100_tensor_tflops_are_dense() -> None:
     assert gpus["H100-80GB"].tensor_bf16_tflops == gpus["H200-141GB"].tensor_bf16_tflops
 
 
+def test_eight_bit_rates_are_dense_and_twice_the_sixteen_bit_ones_where_there_are_any() -> None:
+    """Vendors' datasheets: every tensor core that computes in 8 bits does so twice as fast, on T4 130 against 65."""
+    for gpu in load_catalogue().gpus():
+        sixteen = gpu.tensor_fp16_tflops or gpu.cuda_mixed_tflops or 0
+        if gpu.tensor_fp8_tflops is not None:
+            assert gpu.tensor_fp8_tflops == pytest.approx(2 * sixteen, rel=0.02), gpu.name
+        if gpu.tensor_int8_tops is not None and gpu.name != "RTX4090-24GB":  # whose 16 bits are accumulated in 32
+            assert gpu.tensor_int8_tops == pytest.approx(2 * sixteen, rel=0.02), gpu.name
+    without = {gpu.name for gpu in load_catalogue().gpus() if gpu.tensor_fp8_tflops is None}
+    assert without == {"V100-16GB", "T4-16GB", "A10-24GB", "A100-40GB", "A100-80GB"}
+
+
+def test_the_interconnect_is_nvlink_or_sixteen_lanes_of_pcie() -> None:
+    """PCI-SIG: 32 GB/s in both directions together for generation 3, 64 for 4. NVLink: datasheets."""
+    nvlink = {"H100-80GB": 900, "A100-80GB": 600, "H100NVL-94GB": 600, "H200-141GB": 900, "B200-180GB": 1800}
+    for gpu in load_catalogue().gpus():
+        if gpu.name == "MI300X-192GB":
+            assert gpu.interconnect_gb_per_second == 7 * 128  # Infinity Fabric
+        elif gpu.is_nvlink:
+            assert gpu.interconnect_gb_per_second == nvlink[gpu.name]
+        else:
+            assert gpu.interconnect_gb_per_second == {3: 32, 4: 64}[gpu.pcie_generation or 0]
+
+
+def test_what_cuda_offers_is_near_the_datasheet() -> None:
+    """ECC takes up to 8 % of GDDR6; HBM has up to 7 % more than 10^9 bytes to the GB."""
+    for gpu in load_catalogue().gpus():
+        assert 0.92 < gpu.usable_memory_bytes / gpu.memory_bytes < 1.08, gpu.name
+        assert gpu.usable_memory_bytes < gpu.memory_gb * 2**30
+
+
+@pytest.mark.parametrize("cell", ["0", "-900", "0.0", "nan", "inf", "fast"])
+@pytest.mark.parametrize("column", ["memory_bandwidth_gb_per_second", "interconnect_gb_per_second"])
+def test_a_bandwidth_that_is_none_is_one_clear_error(tmp_path: Path, column: str, cell: str) -> None:
+    header = HEADER if column in HEADER else f"{HEADER},{column}"
+    row = f"X1-32GB,Custom,32,{cell}" if column in HEADER else f"X1-32GB,Custom,32,1000,{cell}"
+    assert violations(write(tmp_path, header, row)) == {
+        f"mine.csv line 2, {column}": f"must be a plain number > 0, is {cell!r}"
+    }
+
+
 def test_the_published_features_are_kept(public_data: Path) -> None:
     columns = {
         "gpu_n_tensor_cores": "tensor_core_count",

@@ -31,6 +31,11 @@ T5: dict[str, Any] = {
 }
 
 
+OPTIONAL = (
+    *("text_config", "head_dim", "num_experts", "num_experts_per_tok", "first_k_dense_replace", "kv_lora_rank"),
+    *("multi_query", "sliding_window", "sliding_window_pattern", "layer_types", "max_window_layers"),
+    *("use_sliding_window", "quantization_config"),
+)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
@@ -102,6 +107,11 @@ def test_an_absent_data_type_is_float32() -> None:
 def test_an_unknown_family_is_counted_like_llama() -> None:
     spec = parse_config(json.dumps(LLAMA | {"model_type": "brand_new"}))
     assert (spec.model_type, spec.parameter_count) == ("brand_new", 8_030_261_248)
+
+
+def test_a_quantization_nobody_knows_does_not_hide_the_features() -> None:
+    spec = parse_config(json.dumps(LLAMA | {"quantization_config": {"quant_method": "brand_new"}}))
+    assert spec.parameter_count == 8_030_261_248
 
 
 def test_null_is_read_as_absent() -> None:
@@ -240,7 +250,7 @@ def test_a_text_config_that_is_no_object_is_rejected() -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from([*LLAMA, *T5, "text_config", "head_dim", "num_experts", "kv_lora_rank", "multi_query"]),
+        st.sampled_from([*LLAMA, *T5, *OPTIONAL]),
         SCALARS | st.lists(st.integers(), max_size=2),
     ),
     st.sampled_from([LLAMA, T5]),

@@ -34,6 +34,14 @@ def test_active_parameters_of_gpt_oss_are_as_published_without_the_input_embeddi
     assert work("openai/gpt-oss-20b").active_parameter_count - 201_088 * 2_880 == pytest.approx(3.61e9, rel=0.01)
 
 
+def test_gpt_oss_120b_is_as_large_as_its_model_card_says() -> None:
+    """Source: arXiv 2508.10925, table 1: 116.83 and, without the embedding, 5.13 billion parameters, 60.8 GiB."""
+    llm = llm_work(parse_llm(bundled_config("gpt-oss-120b")), 1)
+    assert llm.parameter_count == pytest.approx(116.83e9, rel=0.001)
+    assert llm.active_parameter_count - 201_088 * 2_880 == pytest.approx(5.13e9, rel=0.01)
+    assert llm.weight_bytes / 2**30 == pytest.approx(60.8, rel=0.005)
+
+
 @pytest.mark.parametrize(
     ("name", "by_hand"),
     [
@@ -57,6 +65,34 @@ def test_layers_with_a_sliding_window_keep_its_tokens_only() -> None:
     gemma = work("google/gemma-2-9b")
     assert gemma.kv_bytes(1_000) == 344_064 * 1_000
     assert gemma.kv_bytes(10_000) == 172_032 * (10_000 + 4_096)
+
+
+@pytest.mark.parametrize(
+    ("changes", "windowed"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, 32),
+        ({"model_type": "phi3", "sliding_window": 2047}, 32),
+        ({"model_type": "mistral", "sliding_window": None}, 0),
+        ({"model_type": "gemma2", "sliding_window": 4096}, 16),
+        ({"model_type": "gemma3_text", "sliding_window": 1024}, 27),
+        ({"model_type": "gemma3_text", "sliding_window": 1024, "sliding_window_pattern": 4}, 24),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}, 0),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 28}, 4),
+        (
+            {
+                "model_type": "gpt_oss",
+                "sliding_window": 128,
+                "layer_types": ["full_attention", "sliding_attention"] * 16,
+            },
+            16,
+        ),
+    ],
+)
+def test_a_family_says_how_many_of_32_layers_have_the_window(changes: dict[str, object], windowed: int) -> None:
+    """By hand, from the rules in Hugging Face's transformers: each 6th layer of gemma3 sees everything, 5 of 32."""
+    config = KNOWN["meta-llama/Llama-3.1-8B"]["config"] | changes
+    window = llm_work(parse_llm(json.dumps(config)), 1).window
+    assert (window.layer_share * 32 if window else 0) == windowed
 
 
 def test_a_window_that_the_config_turns_off_is_ignored() -> None:
@@ -146,10 +182,50 @@ def test_every_usual_quantization_config_is_understood(quantization: dict[str, o
     assert parse_llm(json.dumps(config)).precision.name == name
 
 
-def test_an_unknown_quantization_is_refused_with_what_to_do() -> None:
-    config = KNOWN["meta-llama/Llama-3.1-8B"]["config"] | {"quantization_config": {"quant_method": "vodoo"}}
-    with pytest.raises(InvalidInputError, match=r"vodoo.*name the precision instead"):
-        parse_llm(json.dumps(config))
+def test_a_group_size_other_than_128_is_taken_into_account() -> None:
+    """4 bits and, for 32 weights, a 16-bit scale and a 4-bit zero point; -1: one group a row, as good as none."""
+    for group_size, bits in ((32, 4 + 20 / 32), (128, 4 + 20 / 128), (-1, 4)):
+        quantization = {"quant_method": "gptq", "bits": 4, "group_size": group_size}
+        config = KNOWN["meta-llama/Llama-3.1-8B"]["config"] | {"quantization_config": quantization}
+        assert parse_llm(json.dumps(config)).precision.weight_bits == bits
+
+
+@pytest.mark.parametrize(
+    ("quantization", "field"),
+    [
+        ({"quant_method": "vodoo"}, "quant_method"),
+        ({}, "quant_method"),
+        ({"quant_method": "gptq", "bits": 3}, "bits"),
+        ({"quant_method": "awq", "bits": "four"}, "bits"),
+        ({"quant_method": "compressed-tensors"}, "config_groups"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"num_bits": 5}}}}, "config_groups"),
+    ],
+)
+def test_a_quantization_that_is_not_understood_is_refused_unless_the_precision_is_named(
+    quantization: dict[str, object], field: str
+) -> None:
+    config = parse_llm(json.dumps(KNOWN["meta-llama/Llama-3.1-8B"]["config"] | {"quantization_config": quantization}))
+    with pytest.raises(InvalidInputError) as caught:
+        llm_work(config, 1)
+    assert [violation.field for violation in caught.value.violations] == [f"config_json.quantization_config.{field}"]
+    with pytest.raises(InvalidInputError):
+        _ = config.precision
+    assert llm_work(config, 1, PRECISIONS["int4"]).weight_bytes / 1e9 == pytest.approx(5.73, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "gigabytes"),
+    [
+        ("meta-llama/Llama-2-7b", "int4", 3.90),
+        ("meta-llama/Llama-2-13b", "int4", 7.26),
+        ("meta-llama/Llama-3.1-70B", "int8", 67.7229 * 1.073741824),
+        ("openai/gpt-oss-20b", "mxfp4", 12.8 * 1.073741824),
+        ("mistralai/Mixtral-8x7B-v0.1", "bf16", 93.4),
+    ],
+)
+def test_the_weights_are_as_large_as_published_files(name: str, precision: str, gigabytes: float) -> None:
+    """TheBloke's GPTQ files, 128 weights a group; vllm-project/vllm#12569; gpt-oss's model card; mistralai's files."""
+    assert work(name, precision=precision).weight_bytes / 1e9 == pytest.approx(gigabytes, rel=0.005)
 
 
 def test_a_step_of_few_tokens_reads_few_experts() -> None:
@@ -177,6 +253,31 @@ def test_more_chosen_experts_than_there_are_is_refused() -> None:
     config = KNOWN["mistralai/Mixtral-8x7B-v0.1"]["config"] | {"num_experts_per_tok": 9}
     with pytest.raises(InvalidInputError, match="at most the 8 experts, is 9"):
         parse_llm(json.dumps(config))
+
+
+def test_more_dense_layers_than_there_are_is_refused() -> None:
+    config = KNOWN["deepseek-ai/DeepSeek-V3"]["config"] | {"first_k_dense_replace": 62}
+    with pytest.raises(InvalidInputError, match="at most the 61 layers, is 62"):
+        parse_llm(json.dumps(config))
+
+
+def test_contradictions_are_listed_at_once() -> None:
+    config = KNOWN["mistralai/Mixtral-8x7B-v0.1"]["config"] | {
+        "hidden_size": 4097,
+        "num_key_value_heads": 5,
+        "num_experts_per_tok": 9,
+        "layer_types": ["full_attention"],
+        "vocab_size": 0,
+    }
+    with pytest.raises(InvalidInputError) as caught:
+        parse_llm(json.dumps(config))
+    assert {violation.field.removeprefix("config_json.") for violation in caught.value.violations} == {
+        "hidden_size",
+        "num_key_value_heads",
+        "num_experts_per_tok",
+        "layer_types",
+        "vocab_size",
+    }
 
 
 def test_layer_types_of_another_number_of_layers_are_refused() -> None:

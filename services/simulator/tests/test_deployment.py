@@ -29,7 +29,7 @@ def test_the_help_names_every_policy() -> None:
 def test_the_batch_weight_is_the_largest_safe_one_unless_told_otherwise() -> None:
     deployment = deploy(wanted())
     assert isinstance(deployment.policy, TgisPolicy)
-    assert deployment.policy.max_batch_weight == deployment.budget.largest_batch_weight
+    assert deployment.policy.max_batch_weight == deployment.budget.safe_batch_weight
     assert deployment.out_of_memory_tokens is None
 
 

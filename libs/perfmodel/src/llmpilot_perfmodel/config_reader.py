@@ -68,6 +68,11 @@ class ConfigReader:
         """Return whether any of the names is present and not null."""
         return any(self._document.get(name) is not None for name in names)
 
+    def states(self, *names: str) -> bool:
+        """Return whether any of the names is present and nothing has been found wrong with it so far."""
+        name, value = self._find(names)
+        return value is not None and all(violation.field != f"{FIELD}.{name}" for violation in self.violations)
+
     def count(self, *names: str, maximum: int, minimum: int = 1) -> int | None:
         """Return a whole number in minimum..maximum; None where absent or wrong."""
         name, value = self._find(names)

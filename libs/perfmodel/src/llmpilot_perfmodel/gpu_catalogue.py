@@ -50,7 +50,9 @@ class Gpu:
     memory_bandwidth_gb_per_second: float
     """In 10^9 bytes per second."""
     usable_memory_gib: float | None = None
-    """What the driver says there is, in 2^30 bytes."""
+    """What CUDA says there is, in 2^30 bytes."""
+    runtime_memory_gib: float | None = None
+    """What a process takes of it beside its tensors: CUDA context, kernels and workspaces."""
     interconnect_gb_per_second: float | None = None
     """To its neighbours, both directions together as datasheets have it: NVLink or the like, else PCIe."""
     pcie_generation: int | None = None
@@ -64,14 +66,14 @@ class Gpu:
     def memory_bytes(self) -> int:
         """Memory of one GPU, with 10^9 bytes to the GB.
 
-        That is what every GPU has at least: of a T4's 16 GiB, ECC leaves 15 GiB, 16.1 GB. HBM parts have up to 7 %
-        more (an "A100 40GB" has 40 GiB).
+        Real GPUs offer up to 7 % more (an "A100 40GB" has 40 GiB) or, where ECC takes its share, 2 % less; see
+        `usable_memory_bytes`.
         """
         return round(self.memory_gb * BYTES_PER_GB)
 
     @property
     def usable_memory_bytes(self) -> int:
-        """What a process can have of one GPU; 98 % of the datasheet's where nobody reported it, as on T4 and A10."""
+        """What processes can have of one GPU; where nobody reported it, 98 % of the datasheet's, as on T4 and A10."""
         if self.usable_memory_gib is None:
             return self.memory_bytes * USABLE_PERCENT // 100
         return round(self.usable_memory_gib * BYTES_PER_GIB)
@@ -185,6 +187,7 @@ def _gpu(row: Row) -> Gpu:
         memory_gb=row.number("memory_gb") or 0,
         memory_bandwidth_gb_per_second=row.number("memory_bandwidth_gb_per_second") or 0,
         usable_memory_gib=row.number("usable_memory_gib"),
+        runtime_memory_gib=row.number("runtime_memory_gib"),
         interconnect_gb_per_second=row.number("interconnect_gb_per_second"),
         pcie_generation=row.count("pcie_generation"),
         compute_capability=row.number("compute_capability"),

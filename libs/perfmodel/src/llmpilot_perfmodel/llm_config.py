@@ -5,6 +5,7 @@ Invariant: `parse_llm` returns a spec without violations or raises `InvalidInput
 
 from dataclasses import dataclass, replace
 
+from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_perfmodel.architecture import (
     FAMILIES,
     LLAMA,
@@ -25,7 +26,7 @@ from llmpilot_perfmodel.llm_spec import (
     LlmSpec,
 )
 from llmpilot_perfmodel.parameter_count import decoder_parameter_count, t5_parameter_count
-from llmpilot_perfmodel.precision import Precision, stated_precision
+from llmpilot_perfmodel.precision import Precision, StatedPrecision, stated_precision
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
@@ -61,8 +62,14 @@ class LlmConfig:
 
     spec: LlmSpec
     architecture: Architecture | T5Architecture
-    precision: Precision
-    """What the weights are served in."""
+    stated_precision: StatedPrecision
+
+    @property
+    def precision(self) -> Precision:
+        """What the weights are served in; raises InvalidInputError where its quantization is not understood."""
+        if self.stated_precision.violations:
+            raise InvalidInputError(self.stated_precision.violations)
+        return self.stated_precision.precision
 
 
 def parse_config(text: str) -> LlmSpec:
@@ -86,13 +93,13 @@ def parse_llm(text: str) -> LlmConfig:
         spec, architecture = _t5(reader, model_type)
     else:
         spec, architecture = _decoder(reader, "unknown" if model_type is None else model_type)
-    precision = stated_precision(reader, spec.torch_dtype)
+    precision = stated_precision(reader.section("quantization_config"), spec.torch_dtype)
     sizes_are_right = not reader.violations
     for violation in spec.violations():
         if sizes_are_right or violation.field != "parameter_count":
             reader.refuse(violation.field, violation.description)
     reader.raise_violations()
-    return LlmConfig(spec=spec, architecture=architecture, precision=precision)
+    return LlmConfig(spec=spec, architecture=architecture, stated_precision=precision)
 
 
 def _language_reader(document: dict[str, object]) -> ConfigReader:
@@ -156,18 +163,19 @@ def _architecture(reader: ConfigReader, model_type: str) -> Architecture:
         vocabulary_size=reader.required_count(*VOCABULARY, maximum=VOCABULARY_SIZE_RANGE[1]),
         position_count=position_count,
         tied=reader.flag("tie_word_embeddings", default=family.tied_by_default),
-        experts=_experts(reader),
+        experts=_experts(reader, layer_count),
         latent_attention=latent_attention,
         sliding_window=_sliding_window(reader, family, layer_count),
     )
-    if not reader.violations:
+    if reader.states(*HEADS):
         _refuse_uneven_heads(reader, architecture)
     return architecture
 
 
 def _refuse_uneven_heads(reader: ConfigReader, architecture: Architecture) -> None:
     heads = architecture.head_count
-    if not reader.has(*HEAD_SIZE) and not architecture.latent_attention and architecture.hidden_size % heads:
+    is_divided = reader.states(*HIDDEN) and not reader.has(*HEAD_SIZE) and architecture.latent_attention is None
+    if is_divided and architecture.hidden_size % heads:
         reader.refuse(HIDDEN[0], f"must be a multiple of the {heads} heads, is {architecture.hidden_size}")
     if heads % architecture.key_value_head_count:
         kv_heads = architecture.key_value_head_count
@@ -208,7 +216,7 @@ def _inner_size(reader: ConfigReader, family: Family, hidden_size: int) -> int:
     return inner_size // 2 if family.gate_halves_inner else inner_size
 
 
-def _experts(reader: ConfigReader) -> Experts | None:
+def _experts(reader: ConfigReader, layer_count: int) -> Experts | None:
     expert_count = reader.count(*EXPERTS, minimum=0, maximum=EXPERT_MAXIMUM)
     if not expert_count:
         return None
@@ -218,12 +226,15 @@ def _experts(reader: ConfigReader) -> Experts | None:
     experts_per_token = reader.count(*EXPERTS_PER_TOKEN, maximum=EXPERT_MAXIMUM)
     if experts_per_token is not None and experts_per_token > expert_count:
         reader.refuse(EXPERTS_PER_TOKEN[0], f"must be at most the {expert_count} experts, is {experts_per_token}")
+    dense_layer_count = reader.count("first_k_dense_replace", minimum=0, maximum=LAYER_COUNT_RANGE[1]) or 0
+    if reader.states(*LAYERS) and dense_layer_count > layer_count:
+        reader.refuse("first_k_dense_replace", f"must be at most the {layer_count} layers, is {dense_layer_count}")
     return Experts(
         expert_count=expert_count,
         experts_per_token=experts_per_token,
         expert_inner_size=expert_inner_size,
         shared_inner_size=shared_inner_size or shared_expert_count * expert_inner_size,
-        dense_layer_count=reader.count("first_k_dense_replace", minimum=0, maximum=LAYER_COUNT_RANGE[1]) or 0,
+        dense_layer_count=dense_layer_count,
     )
 
 
@@ -243,16 +254,17 @@ def _sliding_window(reader: ConfigReader, family: Family, layer_count: int) -> S
     token_count = reader.count("sliding_window", minimum=0, maximum=POSITION_COUNT_RANGE[1])
     is_used = reader.flag("use_sliding_window", default=True)
     layer_types = reader.words("layer_types")
+    if layer_types is not None and reader.states(*LAYERS) and len(layer_types) != layer_count:
+        reader.refuse("layer_types", f"must name the kind of each of {layer_count} layers, names {len(layer_types)}")
+    period = reader.count("sliding_window_pattern", maximum=LAYER_COUNT_RANGE[1]) or family.window_period
+    leading = reader.count("max_window_layers", minimum=0, maximum=LAYER_COUNT_RANGE[1])
     if not token_count or not is_used:
         return None
     if layer_types is not None:
         windowed = layer_types.count("sliding_attention")
-        if len(layer_types) != layer_count:
-            reader.refuse(
-                "layer_types", f"must name the kind of each of {layer_count} layers, names {len(layer_types)}"
-            )
+    elif reader.has("use_sliding_window") and leading is not None:  # Qwen2: the leading layers see everything
+        windowed = max(0, layer_count - leading)
     else:
-        period = reader.count("sliding_window_pattern", maximum=LAYER_COUNT_RANGE[1]) or family.window_period
         windowed = layer_count if period == 1 else layer_count - layer_count // period
     return SlidingWindow(token_count=token_count, layer_count=windowed) if windowed else None
 

@@ -14,22 +14,21 @@ from llmpilot_perfmodel.sizes import LlmWork
 LARGEST_INPUT_TOKENS = 874
 """Of the requests that every load test of Lazuka et al., 2024, draws from; Table III asks for room for the largest."""
 LARGEST_OUTPUT_TOKENS = 381
-RUNTIME_BYTES = round(0.5 * BYTES_PER_GIB)
-"""CUDA context, kernels and workspaces: .3 GiB on A10, .9 on H100, 1.7 on A100 in the raw records' errors."""
-COLLECTIVES_BYTES = round(0.25 * BYTES_PER_GIB)
-"""Buffers of the all-reduce where there is more than one GPU, an estimate; 2xA100 reported .6 GiB more than 1xA100."""
+RUNTIME_GIB = 0.88
+"""Where the catalogue states none: the mean of the four GPUs of the raw records."""
+COLLECTIVES_BYTES = round(0.57 * BYTES_PER_GIB)
+"""Buffers of the all-reduce: 2xA100 reported so much more than 1xA100."""
 SCORE_BYTES = 6
 """Per attention score without flash attention: 32-bit softmax and its 16-bit result."""
 LOGIT_BYTES = 6
 """Per logit of a server that computes those of the whole prompt: 16 bits and their 32-bit copy."""
 CACHES_ALIVE = 3
 """A server without pages copies the whole cache in every step: the old one, the new one, and as much again in pieces
-that the allocator cannot give out. Read from the raw records: there it held .5 to 2.7 of the batch in such pieces."""
+that the allocator cannot give out. In the raw records this gives the weights that a tuner had found within 20 %."""
 PADDED_CACHES_ALIVE = 2
-"""A padding server allocates layer by layer, which leaves no pieces: no load test of one ran out of memory."""
-SAFE_PERCENT = 60
-"""Of the largest batch weight that a tuner finds: the smallest batch of a load test that ran out of memory reached
-69 % of it (starcoder's, whose server held 8 GB more than its weights, 66 %)."""
+"""A padding server copies layer by layer, which leaves no such pieces: no load test of one ran out of memory."""
+SAFE_PERCENT = 65
+"""Of what a tuner finds: in none of the 20 of 262 load tests that ran out of memory did the batch stay below 69 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,24 +41,22 @@ class PagedServer:
     max_num_batched_tokens: int = 2048
     sampler_bytes_per_logit: float = 22.0
     """What trying out the sampler allocates; 22: vLLM 0.19 counts 2,588 blocks for Llama-3.1-8B on an RTX 4090."""
-    runtime_bytes: int = RUNTIME_BYTES
+    runtime_bytes: int = round(0.5 * BYTES_PER_GIB)
+    """CUDA context, kernels and workspaces."""
 
     def violations(self) -> list[Violation]:
         """Return everything that is wrong with the settings."""
         found = []
         if not 0 < self.gpu_memory_utilization <= 1:
-            found.append(
-                Violation("gpu_memory_utilization", f"must be > 0 and <= 1, is {self.gpu_memory_utilization}")
-            )
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
-            if getattr(self, name) < 1:
-                found.append(Violation(name, f"must be >= 1, is {getattr(self, name)}"))
+            found.append(Violation("gpu_memory_utilization", f"must be > 0 and <= 1, is {self.gpu_memory_utilization}"))
+        counts = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": self.max_num_batched_tokens}
+        found += [Violation(name, f"must be >= 1, is {count}") for name, count in counts.items() if count < 1]
         return found
 
 
-VLLM_0_2 = PagedServer(max_num_batched_tokens=2560, sampler_bytes_per_logit=58.0, runtime_bytes=0)
-"""It counts what PyTorch allocated, not the CUDA context, and its sampler sorts with 64-bit indices; 58: the blocks of
-Llama-2-7b and Llama-2-13b by memory share in Papaioannou and Doudali, 2024, which OPT-6.7b and OPT-13b confirm."""
+VLLM_0_2 = PagedServer(max_num_batched_tokens=2560, sampler_bytes_per_logit=59.0, runtime_bytes=0)
+"""It counts what PyTorch allocated, not the CUDA context, and its sampler sorts with 64-bit indices; 59: the blocks of
+four LLMs at 18 memory shares, within 6 blocks; Papaioannou and Doudali, 2024, who ran it with 2,048 sequences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +82,8 @@ class MemoryBudget:
     """Of a token that every layer keeps; layers with a sliding window keep fewer."""
     largest_batch_weight: int
     """The largest maximum batch weight that a tuner's corner cases pass; of a paged server, the tokens of its pages."""
+    limit: str
+    """Why it is no larger."""
     safe_batch_weight: int
     """The largest below which no load test ran out of memory: a tuner does not see the allocator's pieces grow."""
     fits: bool
@@ -99,7 +98,7 @@ class MemoryBudget:
     def out_of_memory_tokens(self) -> int:
         """Tokens in the batch beyond which a server without pages runs out of memory.
 
-        The largest batch that failed was .84 to 1.19 of it, mean 1.0, on seven (LLM, GPU profile).
+        The largest batch that failed was .83 to 1.27 of it, mean 1.02, on eight (LLM, GPU profile) of the raw records.
         """
         return self.largest_batch_weight
 
@@ -118,13 +117,14 @@ class MemoryBudget:
             )
 
     def explain(self) -> tuple[str, ...]:
-        """Return a line per use of the memory, the last one for what is left."""
+        """Return a line per use of the memory, then what is left and what it means for the maximum batch weight."""
         safe = f", {self.safe_batch_weight:,} are safe" if self.safe_batch_weight < self.largest_batch_weight else ""
         return (
             f"each GPU of {self.profile_name} offers {_gb(self.usable_bytes)}",
             *(f"- {_gb(line.byte_count)} {line.name}: {line.explanation}" for line in self.lines),
             f"= {_gb(self.cache_bytes)} for the cache, at {self.kv_bytes_per_token / 1e3:,.0f} kB a token "
-            f"{self.token_count:,} tokens; largest maximum batch weight {self.largest_batch_weight:,}{safe}",
+            f"{self.token_count:,} tokens",
+            f"largest maximum batch weight {self.largest_batch_weight:,}{safe}: {self.limit}",
         )
 
 
@@ -145,28 +145,29 @@ def memory_budget(
     paged = paged or (PagedServer() if is_paged else None)
     _require(work, profile, prefill_tokens, paged)
     usable = profile.gpu.usable_memory_bytes
-    largest_request = work.kv_bytes(LARGEST_INPUT_TOKENS + LARGEST_OUTPUT_TOKENS)
     if paged is not None:
-        lines = (*_fixed_lines(work, paged.runtime_bytes), *_paged_lines(work, usable, paged))
-        cache_bytes = usable - sum(line.byte_count for line in lines)
-        weight = safe_weight = max(0, int(cache_bytes // work.kv_bytes_per_token))
-        fits = cache_bytes >= largest_request
+        phase = _largest_phase(_paged_phases(work, paged))
+        lines = (*_fixed_lines(work, paged.runtime_bytes), _left_alone(usable, paged), phase)
     else:
-        prefill = _largest_phase(_prefill_phases(work, prefill_tokens or LARGEST_INPUT_TOKENS))
-        lines = (*_fixed_lines(work, RUNTIME_BYTES), prefill)
-        cache_bytes = usable - sum(line.byte_count for line in lines)
-        weight = _largest_batch_weight(work, cache_bytes, prefill, is_limited=prefill_tokens is not None)
-        safe_weight = weight if work.is_padded else weight * SAFE_PERCENT // 100
-        fits = weight >= LARGEST_INPUT_TOKENS + LARGEST_OUTPUT_TOKENS
+        phase = _largest_phase(_prefill_phases(work, prefill_tokens or LARGEST_INPUT_TOKENS))
+        runtime_gib = profile.gpu.runtime_memory_gib or RUNTIME_GIB
+        lines = (*_fixed_lines(work, round(runtime_gib * BYTES_PER_GIB)), phase)
+    cache_bytes = usable - sum(line.byte_count for line in lines)
+    weight, limit = cache_bytes / work.kv_bytes_per_token, "pages are never copied"
+    if paged is None:
+        copied, limit = _largest_batch_weight(work, cache_bytes, phase, is_limited=prefill_tokens is not None)
+        weight = min(weight, copied)
+    largest = max(0, int(weight))
     return MemoryBudget(
         profile_name=profile.name,
         lines=lines,
         usable_bytes=usable,
         cache_bytes=cache_bytes,
         kv_bytes_per_token=work.kv_bytes_per_token,
-        largest_batch_weight=weight,
-        safe_batch_weight=safe_weight,
-        fits=fits,
+        largest_batch_weight=largest,
+        limit=limit,
+        safe_batch_weight=largest if work.is_padded or paged is not None else largest * SAFE_PERCENT // 100,
+        fits=largest >= LARGEST_INPUT_TOKENS + LARGEST_OUTPUT_TOKENS,
     )
 
 
@@ -180,14 +181,18 @@ def _require(work: LlmWork, profile: GpuProfile, prefill_tokens: int | None, pag
         raise InvalidInputError(violations)
 
 
-def _largest_batch_weight(work: LlmWork, cache_bytes: float, prefill: MemoryLine, *, is_limited: bool) -> int:
-    """Return the tokens at which a step's copies or, if nothing limits it, a prefill of the whole batch fill the GPU."""
+def _largest_batch_weight(
+    work: LlmWork, cache_bytes: float, prefill: MemoryLine, *, is_limited: bool
+) -> tuple[float, str]:
+    """Return the tokens at which the copies of a decode step or a prefill, each in its turn, fill the GPU."""
+    kv_bytes = work.kv_bytes_per_token
     caches = PADDED_CACHES_ALIVE if work.is_padded else CACHES_ALIVE
-    weight = cache_bytes / (caches * work.kv_bytes_per_token)
-    if not is_limited:
-        per_token = work.kv_bytes_per_token + prefill.byte_count / LARGEST_INPUT_TOKENS
-        weight = min(weight, (cache_bytes + prefill.byte_count) / per_token)
-    return max(0, int(weight))
+    room = cache_bytes + prefill.byte_count
+    prefilled = cache_bytes / kv_bytes if is_limited else room / (kv_bytes + prefill.byte_count / LARGEST_INPUT_TOKENS)
+    return min(
+        (room / (caches * kv_bytes), f"the server copies the cache in every step, which takes {caches} times its size"),
+        (prefilled, f"a prefill of so many tokens needs as much for cache and {prefill.name}"),
+    )
 
 
 def _fixed_lines(work: LlmWork, runtime_bytes: int) -> list[MemoryLine]:
@@ -215,20 +220,21 @@ def _fixed_lines(work: LlmWork, runtime_bytes: int) -> list[MemoryLine]:
     return lines
 
 
-def _paged_lines(work: LlmWork, usable: int, server: PagedServer) -> list[MemoryLine]:
+def _left_alone(usable: int, server: PagedServer) -> MemoryLine:
+    return MemoryLine(
+        name="left alone",
+        byte_count=usable * (1 - server.gpu_memory_utilization),
+        explanation=f"gpu_memory_utilization {server.gpu_memory_utilization:g}: CUDA graphs and others",
+    )
+
+
+def _paged_phases(work: LlmWork, server: PagedServer) -> list[MemoryLine]:
     sampler = MemoryLine(
         name="sampler",
         byte_count=server.max_num_seqs * work.vocabulary_size * server.sampler_bytes_per_logit,
         explanation=f"logits of {server.max_num_seqs:,} sequences, sorted",
     )
-    return [
-        MemoryLine(
-            name="left alone",
-            byte_count=usable * (1 - server.gpu_memory_utilization),
-            explanation=f"gpu_memory_utilization {server.gpu_memory_utilization:g}: CUDA graphs and others",
-        ),
-        _largest_phase([_feed_forward(work, server.max_num_batched_tokens), sampler]),
-    ]
+    return [_feed_forward(work, server.max_num_batched_tokens), sampler]
 
 
 def _prefill_phases(work: LlmWork, tokens: int) -> list[MemoryLine]:

@@ -99,14 +99,16 @@ def llm_work(
     """Return what the LLM of a config.json costs on each of `gpu_count` GPUs.
 
     precision: of the weights; None: what the config.json says. kv_bits: bits per number of the cache; None: those of
-    the activations. Raises InvalidInputError where the LLM cannot be split into so many parts or the config.json leaves
-    out how many experts a token passes.
+    the activations. Raises InvalidInputError where the LLM cannot be split into so many parts, the config.json leaves
+    out how many experts a token passes, or its quantization is not understood and no precision is named.
     """
-    precision = precision or config.precision
-    kv_bytes = (kv_bits or precision.activation_bits) / 8
     violations = list(_violations(config, gpu_count, kv_bits))
+    if precision is None:
+        violations += config.stated_precision.violations
+        precision = config.stated_precision.precision
     if violations:
         raise InvalidInputError(violations)
+    kv_bytes = (kv_bits or precision.activation_bits) / 8
     architecture = config.architecture
     if isinstance(architecture, T5Architecture):
         return _t5_work(architecture, gpu_count, precision, kv_bytes)

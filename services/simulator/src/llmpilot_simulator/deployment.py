@@ -12,7 +12,7 @@ from llmpilot_perfmodel.batching.policies import Policy, TgiPolicy, TgisPolicy, 
 from llmpilot_perfmodel.bundled_llms import bundled_config, find_bundled
 from llmpilot_perfmodel.gpu_catalogue import GpuProfile, load_catalogue
 from llmpilot_perfmodel.llm_config import LlmConfig, parse_llm
-from llmpilot_perfmodel.memory_budget import MemoryBudget, memory_budget
+from llmpilot_perfmodel.memory_budget import VLLM_0_2, MemoryBudget, PagedServer, memory_budget
 from llmpilot_perfmodel.precision import Precision, precision_named
 from llmpilot_perfmodel.sizes import LlmWork, llm_work
 from llmpilot_perfmodel.steps.fitted import fitted_constants
@@ -51,14 +51,15 @@ def _vllm1(weight: int, work: LlmWork, context_length: int) -> Policy:  # noqa: 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Server:
     build: _BuildPolicy
-    is_paged: bool
+    paged: PagedServer | None
+    """None: its cache has no pages."""
 
 
 _SERVERS = {
-    "tgis": _Server(build=_tgis, is_paged=False),
-    "tgi": _Server(build=_tgi, is_paged=True),
-    "vllm-0.2": _Server(build=_vllm0, is_paged=True),
-    "vllm": _Server(build=_vllm1, is_paged=True),
+    "tgis": _Server(build=_tgis, paged=None),
+    "tgi": _Server(build=_tgi, paged=PagedServer()),
+    "vllm-0.2": _Server(build=_vllm0, paged=VLLM_0_2),
+    "vllm": _Server(build=_vllm1, paged=PagedServer()),
 }
 POLICY_NAMES = tuple(_SERVERS)
 
@@ -77,7 +78,7 @@ class Deployment:
     step_source: str
     """Where those come from, in a sentence."""
     out_of_memory_tokens: int | None
-    """Tokens in the batch at which a step fails; None: the batch weight is safe."""
+    """Tokens in the batch at which a step fails; None: none is expected to."""
     budget: MemoryBudget
     context_length: int
 
@@ -91,8 +92,8 @@ class Deployment:
         weight = f"maximum batch weight {self.batch_weight:,} tokens"
         if self.out_of_memory_tokens is not None:
             weight += (
-                f", more than the {self.budget.largest_batch_weight:,} that are safe: "
-                f"out of memory from {self.out_of_memory_tokens:,} on"
+                f", more than the {self.budget.safe_batch_weight:,} that are safe: "
+                f"out of memory beyond {self.out_of_memory_tokens:,}"
             )
         return (weight, f"step times: {self.step_source}", *(self.budget.explain() if explain else ()))
 
@@ -120,11 +121,11 @@ def deploy(request: DeploymentRequest) -> Deployment:
     profile = load_catalogue(request.gpus).require(request.gpu_profile or "")
     server = _server(request.policy)
     work = llm_work(config, profile.gpu_count, precision)
-    budget = memory_budget(work, profile, is_paged=server.is_paged)
-    weight = _batch_weight(request, budget, is_paged=server.is_paged)
+    budget = memory_budget(work, profile, paged=server.paged)
+    weight = _batch_weight(request, budget)
     context_length = request.context_length or default_context_length(config)
     step_constants, step_source = _step_constants(name, config, work, profile, precision)
-    is_risky = not server.is_paged and weight > budget.largest_batch_weight
+    is_risky = weight > budget.largest_batch_weight
     return Deployment(
         llm_name=name,
         profile=profile,
@@ -185,7 +186,7 @@ def _server(policy: str) -> _Server:
     return _SERVERS[policy]
 
 
-def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, *, is_paged: bool) -> int:
+def _batch_weight(request: DeploymentRequest, budget: MemoryBudget) -> int:
     if not budget.fits:
         reasons = "\n".join(budget.explain())
         raise PreconditionError(
@@ -195,4 +196,4 @@ def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, *, is_paged:
     if request.max_batch_weight is not None:
         budget.require_batch_weight(request.max_batch_weight)
         return request.max_batch_weight
-    return budget.token_count if is_paged else budget.largest_batch_weight
+    return budget.safe_batch_weight
