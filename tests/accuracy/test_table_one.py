@@ -1,7 +1,8 @@
 """Table I of Lazuka et al., 2024: Llama-2-13b on one A100 80GB, foretold from the 40 GB card.
 
-Constants: those of the 40 GB card, with everything that waits for memory faster by 2039 / 1555, the ratio of the bandwidths;
-the host's .12 ms a layer stay. Largest batch weight: that of the other measured 80 GB card. Requests: the fixed list.
+Constants: those of the 40 GB card, with everything that waits for memory faster by 2039 / 1555, the ratio of the
+bandwidths; the host's .12 ms a layer stay. Largest batch weight: that of the other measured 80 GB card. Requests: the
+fixed list.
 """
 
 from dataclasses import replace
@@ -28,7 +29,9 @@ SEEDS = range(5)
 
 
 def _lengths() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    rows = [line.split(",") for line in bundled_table("characterization_requests.csv").splitlines() if line[0].isdigit()]
+    rows = [
+        line.split(",") for line in bundled_table("characterization_requests.csv").splitlines() if line[0].isdigit()
+    ]
     inputs, outputs, counts = np.array(rows, np.int64).T
     return np.repeat(inputs, counts), np.repeat(outputs, counts)
 
@@ -77,7 +80,7 @@ def test_twice_64_users_bring_no_more_throughput() -> None:
 
 
 def test_what_throughput_loses_at_128_users_are_the_replies_that_the_end_of_the_test_cuts_off() -> None:
-    """Counted to their ends, the replies to what was sent within the test are a quarter more: the server is no slower."""
+    """Counted to their ends, replies to what was sent in time have a quarter more tokens: the server is no slower."""
     cut_off = {}
     for users in (8, 128):
         records = _records(users, seed=0, duration_seconds=2 * TEST_SECONDS)

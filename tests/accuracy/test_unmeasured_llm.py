@@ -1,7 +1,7 @@
 """LLMs of which no measurement is used: constants from their sizes, with factors fitted on the other measured LLMs.
 
-From the LLM's own load tests come only the server's largest batch weight, which first tokens have no text, and how long the
-client takes between a reply and the next request; none of them says how fast the server is.
+From the LLM's own load tests come only the server's largest batch weight, which first tokens have no text, and how long
+the client takes between a reply and the next request; none of them says how fast the server is.
 """
 
 import json

@@ -219,7 +219,10 @@ class NaiveVllm0:
                 self.make_room()
                 if not self.batch:
                     continue
-            now += seconds([one.length for one in new], 0 if new else len(self.batch))
+            lengths = [one.length for one in new]
+            if new and self.policy.max_paddings is not None:
+                lengths = [max(lengths)] * len(new)
+            now += seconds(lengths, 0 if new else len(self.batch))
             for one in new or self.batch:
                 one.times.append(now)
                 if one.is_done:
@@ -253,11 +256,19 @@ class NaiveVllm1:
             found.append(block)
         return found
 
+    def wanted(self, one: Served, tokens: int, prefix: list[int]) -> int:
+        """Return how many more blocks a sequence needs for its tokens."""
+        return -(-tokens // self.policy.block_size) - len(one.blocks) - len(prefix)
+
+    def can_take(self, one: Served, tokens: int, prefix: list[int]) -> bool:
+        """Return whether there are as many."""
+        return self.wanted(one, tokens, prefix) <= len([block for block in self.free if block not in prefix])
+
     def take(self, one: Served, tokens: int, prefix: list[int]) -> bool:
         """Give a sequence blocks for its tokens, if there are enough."""
-        wanted = -(-tokens // self.policy.block_size) - len(one.blocks) - len(prefix)
-        if wanted > len([block for block in self.free if block not in prefix]):
+        if not self.can_take(one, tokens, prefix):
             return False
+        wanted = self.wanted(one, tokens, prefix)
         for block in prefix:
             if block in self.free:
                 self.free.remove(block)
@@ -298,8 +309,9 @@ class NaiveVllm1:
             one, prefix = self.waiting[0], self.prefix(self.waiting[0])
             computed = len(prefix) * self.policy.block_size
             tokens = min(one.length - computed, budget)
-            if not self.take(one, computed + tokens, prefix):
+            if not self.can_take(one, one.length, prefix):
                 break
+            self.take(one, computed + tokens, prefix)
             one.computed = computed
             plan[len(self.batch)] = tokens
             self.batch.append(self.waiting.pop(0))

@@ -41,10 +41,10 @@ def test_vllm0_limits_the_sequences(drive: Drive, tables: StepTables) -> None:
 
 
 def test_vllm0_limits_the_padding_where_prompts_are_padded(drive: Drive, tables: StepTables) -> None:
-    """2 x 8 - 12 = 4 tokens of padding."""
+    """2 x 8 - 12 = 4 tokens of padding, which are computed too: 2 + 16/4 + 1."""
     within = drive(vllm0(tables, 100, max_paddings=4), [(0, 4, 1), (0, 8, 1)])
     beyond = drive(vllm0(tables, 100, max_paddings=3), [(0, 4, 1), (0, 8, 1)])
-    assert within == [[6], [6]]
+    assert within == [[7], [7]]
     assert beyond == [[3.5], [3.5 + 4.5]]
 
 
@@ -91,6 +91,18 @@ def test_vllm1_computes_a_long_prompt_in_chunks_beside_the_decodes(drive: Drive,
     """
     tokens = drive(vllm1(tables, 100, max_num_batched_tokens=8), [(0, 4, 3), (0, 14, 1)])
     assert tokens == [[5, 9.75, 13.5], [13.5]]
+
+
+def test_vllm1_lets_a_prompt_in_only_when_all_of_it_fits(drive: Drive, tables: StepTables) -> None:
+    """6 blocks, 8 tokens a step: the first, 12 tokens, takes 3 blocks in the end, 2 of them in the first step.
+
+    So 14 tokens have no room beside it, though there would be for their first chunk, until its only token at 4.5 +
+    2 + 4/4 + .5; then 8 and 6 of them take 4.5 and 4. With one block more they are let in after the first step: 4 of
+    the first and 4 of the second, 2 + 2 + 1, then 8 and the last 2, 4.5 and 3.
+    """
+    requests = [(0, 12, 1), (0, 14, 1)]
+    assert drive(vllm1(tables, 6, max_num_batched_tokens=8), requests) == [[8], [16.5]]
+    assert drive(vllm1(tables, 7, max_num_batched_tokens=8), requests) == [[9.5], [17]]
 
 
 def test_vllm1_sends_the_newest_back_when_blocks_run_out_and_lets_none_in_that_step(

@@ -71,7 +71,7 @@ def violations(load: Callable[[], LayerProfile]) -> dict[str, str]:
 
 def step(chunk: int = 0, earlier: int = 0, sequences: int = 0, context: int = 0) -> StepLoad:
     pairs = chunk * earlier + chunk * (chunk + 1) / 2
-    return StepLoad(int(chunk > 0), chunk, pairs, earlier, sequences, sequences * context)
+    return StepLoad(int(chunk > 0), chunk, pairs, sequences, sequences * context)
 
 
 def microseconds(profile: LayerProfile, load: StepLoad) -> float:

@@ -1,7 +1,7 @@
 """A measured load test once more, simulated: the same requests in the same order, with the server's constants.
 
-Invariant: both sides are read the same way, so their difference is the model's error: medians over requests of the time to
-first token, over tokens of the time between two, and tokens per second of the requests that were sent during the test.
+Invariant: both sides are read the same way, so their difference is the model's error: medians over requests of the time
+to first token, over tokens of the time between two, and tokens per second of the requests sent during the test.
 Source: the metrics of Lazuka et al., 2024.
 """
 

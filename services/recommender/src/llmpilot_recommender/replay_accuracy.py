@@ -1,12 +1,12 @@
 """How far simulated load tests are from measured ones that the constants were not fitted on.
 
 Invariant: a level of users is either fitted on or tested on, never both; levels in which requests failed are neither.
-The largest batch weight is a setting of the server that the raw records do not state: it is the most tokens that a batch
-held in any of its load tests.
+The largest batch weight is a setting of the server that the raw records do not state: it is the most tokens that a
+batch held in any of its load tests.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -66,9 +66,7 @@ def measured_servers(tests: Iterable[LoadTest]) -> tuple[MeasuredServer, ...]:
             gpu_profile=gpu_profile,
             is_padded=padded[llm],
             tests=group,
-            steps={
-                users: rebuild_steps(test.timeline, is_padded=padded[llm]) for users, test in sorted(group.items())
-            },
+            steps={users: rebuild_steps(test.timeline, is_padded=padded[llm]) for users, test in sorted(group.items())},
         )
         for (llm, gpu_profile), group in sorted(groups.items())
     )
@@ -86,7 +84,9 @@ def errors_after_calibration(
         return []
     constants = fit_steps(*(server.steps[users] for users in chosen)).constants
     known = [server.tests[users] for users in chosen]
-    return errors_with(server, requests, constants, known=known, tested_users=set(server.clean_users) - set(fitted_users))
+    return errors_with(
+        server, requests, constants, known=known, tested_users=set(server.clean_users) - set(fitted_users)
+    )
 
 
 def errors_with(
@@ -125,23 +125,17 @@ def errors_with(
 
 def mean_absolute_percent(errors: Iterable[ReplayError]) -> dict[str, float]:
     """Return the mean absolute error of each metric in percent, every load test weighing the same."""
-    return _percent(errors, lambda values: np.abs(values))
+    return _percent([error.errors for error in errors], np.abs)
 
 
 def mean_percent(errors: Iterable[ReplayError]) -> dict[str, float]:
     """Return the mean error of each metric in percent: above 0, the simulation says too much."""
-    return _percent(errors, lambda values: values)
+    return _percent([error.errors for error in errors], np.positive)
 
 
-def _percent(
-    errors: Iterable[ReplayError],
-    weigh: Callable[[np.ndarray[tuple[int], np.dtype[np.float64]]], np.ndarray[tuple[int], np.dtype[np.float64]]],
-) -> dict[str, float]:
-    rows = [error.errors for error in errors]
-    return {
-        name: float(100 * np.nanmean(weigh(np.array([getattr(row, name) for row in rows], np.float64))))
-        for name in METRICS
-    }
+def _percent(rows: list[Latencies], weigh: np.ufunc) -> dict[str, float]:
+    values = {name: np.array([getattr(row, name) for row in rows], np.float64) for name in METRICS}
+    return {name: float(100 * np.nanmean(weigh(of_name))) for name, of_name in values.items()}
 
 
 def _relative(simulated: Latencies, truth: Latencies) -> Latencies:

@@ -70,7 +70,7 @@ def calibrate(runs: _Runs, *, users: frozenset[int], is_padded: bool) -> FittedC
 
 
 def request_list(path: Path, *, progress: _Advance = lambda _done, _total: None) -> Counter[tuple[int, int]]:
-    """Return how many requests of the fixed list, which all load tests draw from, have which input and output tokens."""
+    """Return how many requests of the list that all load tests draw from have which input and output tokens."""
     lengths: dict[int, tuple[int, int]] = {}
     for test in _counted(load_tests(path), progress):
         lengths |= request_lengths(test)

@@ -165,10 +165,23 @@ def cached_block_count(state: State, cache: PrefixCache, rules: Rules, slot: int
 
 
 @compiled
-def take_blocks(  # noqa: PLR0917 compiled code knows no keyword-only arguments
+def has_blocks(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     state: State, cache: PrefixCache, rules: Rules, slot: int, tokens: int, cached_blocks: int
 ) -> bool:
-    """Give a sequence the blocks for `tokens` in all; False: too few are free, and nothing has changed.
+    """Return whether a sequence can be given the blocks for `tokens` in all; cached_blocks: as in `take_blocks`."""
+    held = state.slots[BLOCK_COUNT, slot] + cached_blocks
+    free = state.counters[FREE_BLOCKS]
+    start = state.slots[HASH_START, slot]
+    for place in range(cached_blocks):
+        free -= cache.blocks[HOLDERS, find_block(cache, cache.hashes[start + place])] == 0
+    return bool(-(-tokens // rules.block_size) - held <= free)
+
+
+@compiled
+def take_blocks(  # noqa: PLR0917 compiled code knows no keyword-only arguments
+    state: State, cache: PrefixCache, rules: Rules, slot: int, tokens: int, cached_blocks: int
+) -> None:
+    """Give a sequence the blocks for `tokens` in all; there must be enough.
 
     cached_blocks: of them the leading ones that are there already; only for a sequence that holds none yet.
     """
@@ -176,17 +189,10 @@ def take_blocks(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     held = state.slots[BLOCK_COUNT, slot] + cached_blocks
     wanted = max(-(-tokens // rules.block_size), held)
     if not rules.has_prefix_cache:
-        if wanted - held > counters[FREE_BLOCKS]:
-            return False
         counters[FREE_BLOCKS] -= wanted - held
         state.slots[BLOCK_COUNT, slot] = wanted
-        return True
+        return
     start = state.slots[HASH_START, slot]
-    free = counters[FREE_BLOCKS]
-    for place in range(cached_blocks):
-        free -= cache.blocks[HOLDERS, find_block(cache, cache.hashes[start + place])] == 0
-    if wanted - held > free:
-        return False
     if state.slots[BLOCK_COUNT, slot] == 0:
         counters[FREE_ROWS] -= 1
         state.slots[BLOCK_ROW, slot] = state.lists[FREE_ROW_STACK, counters[FREE_ROWS]]
@@ -205,7 +211,6 @@ def take_blocks(  # noqa: PLR0917 compiled code knows no keyword-only arguments
         cache.blocks[HOLDERS, block] = 1
         cache.block_rows[row, place] = block
     state.slots[BLOCK_COUNT, slot] = wanted
-    return True
 
 
 @compiled

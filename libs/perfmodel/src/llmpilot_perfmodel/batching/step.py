@@ -95,7 +95,7 @@ def _plan_prefill_or_decode(state: State, rules: Rules) -> None:
 
 @compiled
 def _decode_load(state: State, rules: Rules) -> StepLoad:
-    return StepLoad(0, 0, 0.0, 0, state.counters[RUNNING], batch_tokens(state, rules))
+    return StepLoad(0, 0, 0.0, state.counters[RUNNING], batch_tokens(state, rules))
 
 
 @compiled
@@ -109,15 +109,15 @@ def _prefill_load(state: State, rules: Rules) -> StepLoad:
         tokens += length
         pairs += token_pairs(0, length)
     requests = counters[RUNNING] - counters[WORK_START]
-    if rules.is_padded:
+    if rules.is_padded or rules.max_paddings >= 0:
         tokens = longest * requests
         pairs = token_pairs(0, longest) * requests
-    return StepLoad(requests, tokens, pairs, 0, 0, 0)
+    return StepLoad(requests, tokens, pairs, 0, 0)
 
 
 @compiled
 def _mixed_load(state: State) -> StepLoad:
-    requests, tokens, pairs, earlier, sequences, cached = 0, 0, 0.0, 0, 0, 0
+    requests, tokens, pairs, sequences, cached = 0, 0, 0.0, 0, 0
     for place in range(state.counters[RUNNING]):
         slot = state.lists[BATCH, place]
         new, before = state.slots[SCHEDULED_TOKENS, slot], state.slots[COMPUTED_TOKENS, slot]
@@ -128,8 +128,7 @@ def _mixed_load(state: State) -> StepLoad:
             requests += 1
             tokens += new
             pairs += token_pairs(before, new)
-            earlier += before
-    return StepLoad(requests, tokens, pairs, earlier, sequences, cached)
+    return StepLoad(requests, tokens, pairs, sequences, cached)
 
 
 @compiled

@@ -7,6 +7,7 @@ Source: the behaviour of the scheduler of vllm-project/vllm, V1.
 from llmpilot_perfmodel.batching.prefix_cache import (
     PrefixCache,
     cached_block_count,
+    has_blocks,
     publish_blocks,
     release_blocks,
     take_blocks,
@@ -57,13 +58,14 @@ def plan_vllm1(state: State, cache: PrefixCache, rules: Rules) -> None:
 @compiled
 def _make_room(state: State, cache: PrefixCache, rules: Rules, slot: int, tokens: int) -> bool:
     """Find blocks for `tokens` of a sequence at the expense of the newest; False: it was the newest itself."""
-    while not take_blocks(state, cache, rules, slot, tokens, 0):
+    while not has_blocks(state, cache, rules, slot, tokens, 0):
         victim = pop_newest(state)
         release_blocks(state, cache, rules, victim)
         state.slots[COMPUTED_TOKENS, victim] = 0
         state.counters[PREEMPTIONS] += 1
         if victim == slot:
             return False
+    take_blocks(state, cache, rules, slot, tokens, 0)
     return True
 
 
@@ -76,7 +78,7 @@ def _schedule(state: State, cache: PrefixCache, rules: Rules, slot: int, tokens:
 
 @compiled
 def _admit(state: State, cache: PrefixCache, rules: Rules, budget: int) -> None:
-    """Let in the head of the queue, again and again, while there are tokens, places and blocks."""
+    """Let in the head of the queue, again and again, while there are tokens, places and blocks for all of it."""
     counters, slots = state.counters, state.slots
     while counters[WAITING] > 0 and budget > 0 and counters[RUNNING] < rules.max_batch_size:
         slot = waiting_slot(state, 0)
@@ -84,8 +86,9 @@ def _admit(state: State, cache: PrefixCache, rules: Rules, budget: int) -> None:
         cached = cached_block_count(state, cache, rules, slot) if rules.has_prefix_cache else 0
         hit = cached * rules.block_size
         tokens = min(total - hit, budget)
-        if not take_blocks(state, cache, rules, slot, hit + tokens, cached):
+        if not has_blocks(state, cache, rules, slot, total, cached):
             break
+        take_blocks(state, cache, rules, slot, hit + tokens, cached)
         if rules.has_prefix_cache and slots[GENERATED_TOKENS, slot] == 0:
             counters[PREFIX_QUERY_TOKENS] += total
             counters[PREFIX_HIT_TOKENS] += hit

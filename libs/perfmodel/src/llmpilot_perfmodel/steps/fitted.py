@@ -106,7 +106,9 @@ def fitted_constants(llm: str, gpu_profile: str, spec: LlmSpec | None = None) ->
         if found := table.get((name, gpu_profile)):
             return found
     profiles = sorted({profile for name, profile in table if name in names})
-    hint = f"measured on {', '.join(profiles)}" if profiles else f"measured are {', '.join(sorted({n for n, _ in table}))}"
+    hint = (
+        f"measured on {', '.join(profiles)}" if profiles else f"measured are {', '.join(sorted({n for n, _ in table}))}"
+    )
     raise NotFoundError("step constants", f"{llm} on {gpu_profile}", hint=f"{hint}; or take the roofline's")
 
 

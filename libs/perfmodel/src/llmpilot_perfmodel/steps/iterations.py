@@ -1,8 +1,8 @@
 """A server's steps, rebuilt from the times at which the tokens of its requests arrived.
 
 Tokens of one step arrive together. A step in which nobody gets a first token is a decode of the whole batch; a step in
-which everybody does is a prefill. A server that withholds a first token without text hides its prefill: that time is part
-of the decode that follows.
+which everybody does is a prefill. A server that withholds a first token without text hides its prefill: that time is
+part of the decode that follows.
 Invariant: a step is returned only where the batch is fully known; everything else is counted as left out.
 Source: the behaviour of TGIS in the raw records of Lazuka et al., 2024.
 """
@@ -26,7 +26,7 @@ _SHOWN_VIOLATIONS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTimeline:
-    """When the tokens of a server's requests arrived; one entry per request, times in seconds of one clock."""
+    """When the tokens of all requests of a server arrived; one entry per request, times in seconds of one clock."""
 
     arrival_seconds: Floats
     """When the request was in the server's queue."""
@@ -76,15 +76,18 @@ def rebuild_steps(timeline: TokenTimeline, *, is_padded: bool) -> ServerSteps:
 
 def _violations(timeline: TokenTimeline) -> Iterator[Violation]:
     count = len(timeline.arrival_seconds)
-    lengths = {
-        name: len(getattr(timeline, name)) for name in ("end_seconds", "input_tokens", "output_tokens", "is_ok")
-    }
+    lengths = {name: len(getattr(timeline, name)) for name in ("end_seconds", "input_tokens", "output_tokens", "is_ok")}
     starts = timeline.token_starts
     for name, length in lengths.items():
         if length != count:
             yield Violation(f"timeline.{name}", f"must have {count} entries, one per request, has {length}")
             return
-    if len(starts) != count + 1 or starts[0] != 0 or starts[-1] != len(timeline.token_seconds) or (np.diff(starts) < 0).any():
+    if (
+        len(starts) != count + 1
+        or starts[0] != 0
+        or starts[-1] != len(timeline.token_seconds)
+        or (np.diff(starts) < 0).any()
+    ):
         yield Violation(
             "timeline.token_starts",
             f"must rise from 0 to the {len(timeline.token_seconds)} token times in {count + 1} entries",
@@ -147,7 +150,8 @@ class _Tokens:
 def _is_hidden(timeline: TokenTimeline) -> Booleans:
     """Return whose first token was withheld."""
     counts = np.diff(timeline.token_starts)
-    return timeline.is_ok & (counts > 0) & (timeline.output_tokens == counts + 1)
+    hidden: Booleans = timeline.is_ok & (counts > 0) & (timeline.output_tokens == counts + 1)
+    return hidden
 
 
 class _Clusters:
@@ -165,32 +169,18 @@ class _Clusters:
         np.maximum.at(self._last, tokens.request, tokens.cluster)
 
     def steps(self, *, is_padded: bool) -> ServerSteps:
-        tokens, timeline = self._tokens, self._timeline
-        is_first = tokens.index == 0
+        is_first = self._tokens.index == 0
         new, old = self._per_cluster(is_first), self._per_cluster(~is_first)
-        prefill_of, is_alone = self._prefill_of_requests(new, old)
-        lengths = timeline.input_tokens[tokens.request] + tokens.index
-        cached = self._per_cluster(~is_first, lengths)
-        longest = np.maximum.reduceat(np.where(is_first, 0, lengths), self._starts[:-1])
-        has_prefill = prefill_of < self._count
-        inputs = timeline.input_tokens[has_prefill]
-        requests, prompt_tokens, pairs = (
-            np.bincount(prefill_of[has_prefill], weights, self._count)
-            for weights in (np.ones(len(inputs)), inputs, inputs * (inputs + 1) / 2)
-        )
-        if is_padded:
-            longest_prompt = np.zeros(self._count)
-            np.maximum.at(longest_prompt, prefill_of[has_prefill], inputs)
-            cached = longest * old
-            prompt_tokens = longest_prompt * requests
-            pairs = longest_prompt * (longest_prompt + 1) / 2 * requests
+        is_prefill = (new > 0) & (old == 0)
+        prefill_of = self._prefill_of_requests(is_prefill)
+        requests, prompt_tokens, pairs = self._prefill_work(prefill_of, is_padded=is_padded)
         begin, is_begin_known = self._begins(prefill_of)
         seconds = self._seconds - begin
         usable = (
             is_begin_known
             & ~self._disturbed()
             & ((new == 0) | (old == 0))
-            & (old == self._decoding(prefill_of, is_alone))
+            & (old == self._decoding(is_prefill))
             & (seconds > 0)
             & ((old > 0) | (requests > 0))
         )
@@ -198,72 +188,93 @@ class _Clusters:
         return ServerSteps(
             seconds=seconds[kept],
             decode_sequences=old[kept],
-            decode_cached_tokens=cached[kept].astype(np.int64),
-            prefill_requests=requests[kept].astype(np.int64),
-            prefill_tokens=prompt_tokens[kept].astype(np.int64),
+            decode_cached_tokens=self._cached_tokens(old, is_padded=is_padded)[kept],
+            prefill_requests=requests[kept],
+            prefill_tokens=prompt_tokens[kept],
             prefill_pairs=pairs[kept],
             left_out_count=self._count - len(kept),
         )
 
-    def _per_cluster(self, chosen: Booleans, weights: Integers | None = None) -> Integers:
-        tokens = self._tokens
-        values = np.bincount(tokens.cluster[chosen], None if weights is None else weights[chosen], self._count)
-        return values.astype(np.int64)
+    def _per_cluster(self, chosen: Booleans) -> Integers:
+        return np.bincount(self._tokens.cluster[chosen], minlength=self._count)
 
-    def _prefill_of_requests(self, new: Integers, old: Integers) -> tuple[Integers, Booleans]:
-        """Return the cluster in whose step each request's prefill was, and of which clusters a prefill is all.
+    def _cached_tokens(self, old: Integers, *, is_padded: bool) -> Integers:
+        """Return what the sequences of each decode have in the cache; old: how many they are."""
+        tokens = self._tokens
+        lengths = self._timeline.input_tokens[tokens.request] + tokens.index
+        lengths[tokens.index == 0] = 0
+        if is_padded:
+            return np.maximum.reduceat(lengths, self._starts[:-1]) * old
+        return np.add.reduceat(lengths, self._starts[:-1])
+
+    def _prefill_of_requests(self, is_prefill: Booleans) -> Integers:
+        """Return the cluster in whose step each request's prefill was; is_prefill: clusters of first tokens alone.
 
         A withheld first token belongs to the prefill just before, if there was one that others' first tokens show.
         """
-        is_alone = (new > 0) & (old == 0)
+        arrival = self._timeline.arrival_seconds
         hidden = _is_hidden(self._timeline)
         prefill = self._first.copy()
+        shown = ~hidden & (prefill < self._count)
+        earliest = np.full(self._count, np.inf)
+        np.minimum.at(earliest, prefill[shown], arrival[shown])
+        begin = np.maximum(self._ends_before(), earliest)
         before = np.maximum(prefill - 1, 0)
-        queued_until = self._seconds[np.maximum(before - 1, 0)]
-        joined = (
-            hidden & (prefill > 0) & is_alone[before] & (self._timeline.arrival_seconds <= queued_until) & (before > 0)
-        )
+        joined = hidden & (prefill > 0) & is_prefill[before] & (arrival <= begin[before])
         prefill[joined] -= 1
-        return prefill, is_alone
+        return prefill
 
-    def _decoding(self, prefill_of: Integers, is_alone: Booleans) -> Integers:
-        """Return how many sequences every decode must have given a token; 0 where the cluster is a prefill."""
+    def _prefill_work(self, prefill_of: Integers, *, is_padded: bool) -> tuple[Integers, Integers, Floats]:
+        """Return requests, prompt tokens and token pairs of the prefill in each cluster's step."""
+        has_prefill = prefill_of < self._count
+        cluster, inputs = prefill_of[has_prefill], self._timeline.input_tokens[has_prefill]
+        requests = np.bincount(cluster, minlength=self._count)
+        if is_padded:
+            longest = np.zeros(self._count, np.int64)
+            np.maximum.at(longest, cluster, inputs)
+            return requests, longest * requests, longest * (longest + 1) / 2 * requests
+        tokens = np.zeros(self._count, np.int64)
+        np.add.at(tokens, cluster, inputs)
+        pairs = np.zeros(self._count)
+        np.add.at(pairs, cluster, inputs * (inputs + 1) / 2)
+        return requests, tokens, pairs
+
+    def _decoding(self, is_prefill: Booleans) -> Integers:
+        """Return how many sequences must have got a token in each cluster; 0 where it is a prefill's."""
         present = self._last >= 0
-        hidden = _is_hidden(self._timeline)
-        enters = np.where(hidden, self._first, self._first + 1)[present]
-        change = np.bincount(enters, minlength=self._count + 2)[: self._count + 2]
-        change = change - np.bincount(self._last[present] + 1, minlength=self._count + 2)[: self._count + 2]
-        # One token only: it enters after its last and leaves there, which cancels out.
-        running = np.cumsum(change)[: self._count]
-        return np.where(is_alone, 0, running)
+        enters = np.where(_is_hidden(self._timeline), self._first, self._first + 1)
+        return np.where(is_prefill, 0, self._covering(enters[present], self._last[present]))
 
     def _begins(self, prefill_of: Integers) -> tuple[Floats, Booleans]:
-        """Return when the step that ends in each cluster began: at the end of the one before, or when work arrived."""
-        before = np.concatenate([[-np.inf], self._seconds[:-1]])
-        arrival = np.full(self._count, np.inf)
+        """Return when the step of each cluster began, at the end of the one before or when work arrived, and if so."""
+        before = self._ends_before()
         known = prefill_of < self._count
-        np.minimum.at(arrival, prefill_of[known], self._timeline.arrival_seconds[known])
-        latest = np.full(self._count, -np.inf)
-        np.maximum.at(latest, prefill_of[known], self._timeline.arrival_seconds[known])
+        arrivals = self._timeline.arrival_seconds[known]
+        earliest, latest = np.full(self._count, np.inf), np.full(self._count, -np.inf)
+        np.minimum.at(earliest, prefill_of[known], arrivals)
+        np.maximum.at(latest, prefill_of[known], arrivals)
         present = self._last >= 0
-        change = np.bincount(self._first[present] + 1, minlength=self._count + 2)[: self._count + 2]
-        change = change - np.bincount(self._last[present] + 1, minlength=self._count + 2)[: self._count + 2]
-        runs_on = np.cumsum(change)[: self._count] > 0
-        has_prefill = np.isfinite(arrival)
-        was_idle = ~runs_on & has_prefill & (arrival > before)
-        begin = np.where(was_idle, arrival, before)
-        return begin, np.isfinite(begin) & (~has_prefill | (latest <= begin) | was_idle & (latest <= arrival))
+        runs_on = self._covering(self._first[present] + 1, self._last[present]) > 0
+        has_prefill = np.isfinite(earliest)
+        was_idle = ~runs_on & has_prefill & (earliest > before)
+        begin = np.where(was_idle, earliest, before)
+        return begin, np.isfinite(begin) & (~has_prefill | (latest <= begin))
 
     def _disturbed(self) -> Booleans:
         """Return which steps a request shared that failed or of which more than one token is missing."""
         timeline = self._timeline
-        counts = np.diff(timeline.token_starts)
-        strange = ~timeline.is_ok | (timeline.output_tokens > counts + 1)
-        begin = np.where(counts > 0, timeline.arrival_seconds, timeline.arrival_seconds)[strange]
-        end = timeline.end_seconds[strange]
-        last = np.searchsorted(self._seconds, np.where(np.isfinite(end), end, np.inf))
-        last = np.where(np.isfinite(end), last, np.maximum(self._last[strange], 0))
+        strange = ~timeline.is_ok | (timeline.output_tokens > np.diff(timeline.token_starts) + 1)
+        begin, end = timeline.arrival_seconds[strange], timeline.end_seconds[strange]
         first = np.searchsorted(self._seconds, np.where(np.isfinite(begin), begin, -np.inf))
-        change = np.bincount(np.minimum(first, self._count), minlength=self._count + 2)[: self._count + 2]
-        change = change - np.bincount(np.minimum(last, self._count) + 1, minlength=self._count + 2)[: self._count + 2]
-        return np.asarray(np.cumsum(change)[: self._count] > 0)
+        last = np.where(np.isfinite(end), np.searchsorted(self._seconds, end), self._last[strange])
+        return self._covering(first, np.maximum(last, first)) > 0
+
+    def _ends_before(self) -> Floats:
+        return np.concatenate([[-np.inf], self._seconds[:-1]])
+
+    def _covering(self, first: Integers, last: Integers) -> Integers:
+        """Return how many of the spans from `first` to `last`, both included, cover each cluster."""
+        size = self._count + 2
+        opened = np.bincount(np.minimum(first, self._count), minlength=size)
+        closed = np.bincount(np.minimum(last + 1, self._count + 1), minlength=size)
+        return np.cumsum(opened - closed)[: self._count]

@@ -1,8 +1,8 @@
 """Step constants of an LLM that nobody has measured, from its sizes and those of a GPU.
 
 Each constant is a sum of times that follow from the sizes: bytes over memory bandwidth, floating-point operations over
-peak, exchanged bytes over the interconnect, and the host's work per layer or per request. How many times longer the real
-server takes than each is a coefficient (data/roofline_constants.csv), fitted on measured servers.
+peak, exchanged bytes over the interconnect, and the host's work per layer or per request. How many times longer the
+real server takes than each is a factor (data/roofline_constants.csv), fitted on measured servers.
 Invariant: no time is negative, and a larger LLM is never faster on the same GPUs.
 Sources: Williams et al., "Roofline", 2009; Lazuka et al., 2024, for the measurements.
 """
@@ -90,7 +90,9 @@ def _parts(work: LlmWork, profile: GpuProfile) -> dict[str, dict[str, float]]:
     gpu = profile.gpu
     bandwidth = gpu.memory_bandwidth_bytes_per_second
     if not bandwidth > 0:
-        raise InvalidInputError([Violation(f"gpu {gpu.name} memory_bandwidth_gb_per_second", f"must be > 0, is {bandwidth:g}")])
+        raise InvalidInputError(
+            [Violation(f"gpu {gpu.name} memory_bandwidth_gb_per_second", f"must be > 0, is {bandwidth:g}")]
+        )
     peak = peak_flops_per_second(gpu)
     layers = work.layer_count + work.encoder_layer_count
     is_split = float(work.gpu_count > 1)
@@ -149,7 +151,9 @@ def with_uncertainty(measured: Iterable[MeasuredConstants]) -> RooflineFactors:
                 for constant, of_constant in deviations.items():
                     if (value := getattr(sample.constants, constant)) > 0:
                         of_constant.append(abs(getattr(foretold, constant) / value - 1))
-    uncertainty = {constant: float(np.median(of_constant)) for constant, of_constant in deviations.items() if of_constant}
+    uncertainty = {
+        constant: float(np.median(of_constant)) for constant, of_constant in deviations.items() if of_constant
+    }
     return RooflineFactors(factors=factors.factors, uncertainty=uncertainty)
 
 
@@ -162,9 +166,7 @@ def _nearest(rows: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> 
     return solved
 
 
-def _not_negative(
-    rows: npt.NDArray[np.float64], values: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _not_negative(rows: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return x >= 0 with rows @ x nearest to values, leaving out the most negative until none is."""
     solved = np.zeros(rows.shape[1])
     free = np.flatnonzero(np.abs(rows).max(axis=0, initial=0.0) > 0)

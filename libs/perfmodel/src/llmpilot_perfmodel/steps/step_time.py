@@ -26,8 +26,6 @@ class StepLoad(NamedTuple):
     """Prompt tokens computed in this step, padding included where the server pads."""
     prefill_pairs: float
     """Attention scores of those: for each the number of tokens up to and including it, summed."""
-    prefill_cached_tokens: int
-    """Tokens of the same requests that are in the cache already."""
     decode_sequences: int
     decode_cached_tokens: int
     """Context of the decoding sequences, padding included where the server pads."""

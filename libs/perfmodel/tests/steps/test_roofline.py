@@ -1,0 +1,133 @@
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from llmpilot_contracts.errors import InvalidInputError
+from llmpilot_perfmodel.gpu_catalogue import Gpu, GpuProfile, load_catalogue
+from llmpilot_perfmodel.llm_config import parse_llm
+from llmpilot_perfmodel.precision import precision_named
+from llmpilot_perfmodel.sizes import LlmWork, llm_work
+from llmpilot_perfmodel.steps.roofline import (
+    MeasuredConstants,
+    RooflineFactors,
+    bundled_factors,
+    fit_factors,
+    link_bytes_per_second,
+    peak_flops_per_second,
+    read_factors,
+    roofline_constants,
+    with_uncertainty,
+    write_factors,
+)
+from llmpilot_perfmodel.steps.step_time import StepConstants
+
+KNOWN_LLMS = json.loads((Path(__file__).parents[1] / "data" / "known_llms.json").read_text())
+GPUS = load_catalogue()
+
+
+def _work(llm: str, gpu_count: int = 1) -> LlmWork:
+    return llm_work(parse_llm(json.dumps(KNOWN_LLMS[llm]["config"])), gpu_count, precision_named("fp16"))
+
+
+def _constants(llm: str, profile_name: str) -> StepConstants:
+    profile = GPUS.require(profile_name)
+    return roofline_constants(_work(llm, profile.gpu_count), profile)
+
+
+def test_a_decode_of_llama_2_13b_on_one_a100_waits_for_its_weights() -> None:
+    """By hand: 40 layers x .12 ms + 2 bytes x 12.9e9 parameters / 1555 GB/s x 1.03 = 21.9 ms; measured 22.4."""
+    assert _constants("meta-llama/Llama-2-13b", "1xA100-40GB").decode_seconds == pytest.approx(21.9e-3, rel=0.03)
+
+
+def test_a_prefill_reaches_between_45_and_75_percent_of_peak() -> None:
+    """By hand: 2 FLOPs x 12.7e9 parameters / 312 TFLOPS = 81 us a token at full speed."""
+    per_token = _constants("meta-llama/Llama-2-13b", "1xA100-40GB").prefill_seconds_per_token
+    assert 0.45 < 81e-6 / per_token < 0.75
+
+
+@pytest.mark.parametrize("profile_name", [profile.name for profile in GPUS.profiles()])
+def test_every_gpu_of_the_catalogue_has_constants(profile_name: str) -> None:
+    constants = _constants("meta-llama/Llama-2-7b", profile_name)
+    constants.tables()
+    assert constants.decode_seconds > 0
+
+
+@pytest.mark.parametrize("llm", [name for name in KNOWN_LLMS if "t5" in name or "mt0" in name or "ul2" in name])
+def test_an_encoder_decoder_has_constants(llm: str) -> None:
+    assert _constants(llm, "1xH100-80GB").prefill_seconds > _constants(llm, "1xH100-80GB").decode_seconds
+
+
+def test_a_larger_llm_is_never_faster() -> None:
+    for profile in GPUS.profiles():
+        small, large = (_constants(f"meta-llama/Llama-2-{size}", profile.name) for size in ("7b", "13b"))
+        for field in fields(StepConstants):
+            assert getattr(small, field.name) <= getattr(large, field.name)
+
+
+def test_more_bandwidth_never_makes_a_step_slower() -> None:
+    slow, fast = (_constants("meta-llama/Llama-2-13b", name) for name in ("1xA100-40GB", "1xA100-80GB"))
+    for field in fields(StepConstants):
+        assert getattr(fast, field.name) <= getattr(slow, field.name)
+
+
+def test_a_v100_has_its_tensor_cores_and_a_t4_its_mixed_rate() -> None:
+    assert peak_flops_per_second(GPUS.require("1xV100-16GB").gpu) == 112e12
+    assert peak_flops_per_second(GPUS.require("1xT4-16GB").gpu) == 65e12
+
+
+def test_nvlink_is_faster_than_pcie() -> None:
+    """H100: 900 GB/s both ways; A100 in the measured servers: 32 GB/s each way over PCIe 4."""
+    assert link_bytes_per_second(GPUS.require("1xH100-80GB").gpu) == pytest.approx(450e9)
+    assert link_bytes_per_second(GPUS.require("1xA100-40GB").gpu) == pytest.approx(32e9)
+
+
+def test_a_gpu_without_an_interconnect_figure_talks_over_pcie() -> None:
+    gpu = Gpu(name="X", architecture="X", memory_gb=8, memory_bandwidth_gb_per_second=100, pcie_generation=5)
+    assert link_bytes_per_second(gpu) == 64e9
+    assert link_bytes_per_second(replace(gpu, pcie_generation=None)) == 16e9
+
+
+def test_a_gpu_without_any_flops_is_refused() -> None:
+    gpu = Gpu(name="X", architecture="X", memory_gb=8, memory_bandwidth_gb_per_second=100)
+    with pytest.raises(InvalidInputError, match="gpu X: states no TFLOPS; add"):
+        roofline_constants(_work("meta-llama/Llama-2-7b"), GpuProfile(gpu=gpu, gpu_count=1))
+
+
+def test_a_gpu_without_bandwidth_is_refused() -> None:
+    gpu = replace(GPUS.require("1xT4-16GB").gpu, memory_bandwidth_gb_per_second=0)
+    with pytest.raises(InvalidInputError, match="must be > 0, is 0"):
+        roofline_constants(_work("meta-llama/Llama-2-7b"), GpuProfile(gpu=gpu, gpu_count=1))
+
+
+def test_a_fit_finds_the_factors_that_constants_were_made_with() -> None:
+    true = bundled_factors()
+    samples = []
+    for llm in ("meta-llama/Llama-2-7b", "meta-llama/Llama-2-13b", "bigcode/starcoder", "EleutherAI/gpt-neox-20b"):
+        for name in ("1xA100-40GB", "2xA100-40GB", "4xA100-40GB", "1xH100-80GB", "4xH100-80GB", "4xT4-16GB"):
+            profile = GPUS.require(name)
+            work = _work(llm, profile.gpu_count)
+            constants = roofline_constants(work, profile, true)
+            samples.append(MeasuredConstants(llm=llm, work=work, profile=profile, constants=constants))
+    fitted = fit_factors(samples).factors
+    for sample in samples:
+        again = roofline_constants(sample.work, sample.profile, RooflineFactors(factors=fitted))
+        for field in fields(StepConstants):
+            assert getattr(again, field.name) == pytest.approx(getattr(sample.constants, field.name), rel=1e-6)
+    assert max(with_uncertainty(samples).uncertainty.values()) < 1e-6
+
+
+def test_nothing_to_fit_on_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="must have at least one server"):
+        fit_factors([])
+
+
+def test_a_table_that_was_written_reads_the_same() -> None:
+    text = write_factors(bundled_factors(), {"source": "here"})
+    assert read_factors(text, label="copy") == bundled_factors()
+
+
+def test_a_factor_that_is_no_number_is_named() -> None:
+    with pytest.raises(InvalidInputError, match="t line 2, factor: must be a number >= 0, is 'x'"):
+        read_factors("constant,part,factor,uncertainty_percent\ndecode_seconds,layer,x,1\n", label="t")
