@@ -1,5 +1,5 @@
-import resource
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,31 +94,35 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> Non
         WriteLog(tmp_path / "no such folder" / "writes")
 
 
-@pytest.fixture
-def limit_file_bytes() -> Iterator[Callable[[int], None]]:
-    """Lets this process write files of so many bytes, as on a disk that is nearly full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda count: resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from llmpilot_simulator.write_log import WriteLog
 
-
-def test_a_full_disk_ends_the_file_and_leaves_it_readable(
-    tmp_path: Path, limit_file_bytes: Callable[[int], None]
-) -> None:
-    path = tmp_path / "writes"
-    log = WriteLog(path)
-    fill(log)
+path = Path(sys.argv[1])
+log = WriteLog(path)
+log.extend((log.register("a", 0, 0), 0, 1, 1, 1))
+log.write_block(log.take_block())
+limit = path.stat().st_size + 60
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+for index in range(1, 11):
+    log.extend((0, index, 1, 1, 1))
+try:
     log.write_block(log.take_block())
-    limit_file_bytes(path.stat().st_size + 60)
-    for index in range(10):
-        log.extend((0, index, NOW, NOW, 1))
+except OSError as error:
+    problem = error.strerror
+log.extend((0, 11, 1, 1, 1))
+log.close()
+sys.exit(problem)
+"""
+"""A process that may write files of so many bytes only, as on a disk that is nearly full."""
 
-    with pytest.raises(OSError, match="File too large"):
-        log.write_block(log.take_block())
-    log.extend((0, 11, NOW, NOW, 1))
-    log.close()
 
-    assert read_write_log(path).token_index.tolist() == [0, 0, 1]
+def test_a_full_disk_ends_the_file_and_leaves_it_readable(tmp_path: Path) -> None:
+    path = tmp_path / "writes"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, path], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "File too large\n"
+    assert read_write_log(path).token_index.tolist() == [0]
 
 
 def test_a_disk_that_is_full_from_the_start_is_an_error_at_once() -> None:
