@@ -2,7 +2,7 @@
 
     python benchmarks/simulation_speed.py [--repeats N] [--vidur PYTHON]
 
-With a Python that has vidur (simulation_speed_vidur.py says how), vidur serves the same requests in the same run.
+With a Python that has vidur (peers/simulation_speed_vidur.py says how), vidur serves the same requests in the same run.
 Llama-13b on an A100 40GB (constants fitted on the public records), requests of about 120 input and 19 output tokens.
 """
 
@@ -133,7 +133,7 @@ def compare_with_vidur(python: str) -> None:
             "block_size": policy.block_size,
         }
         answer = subprocess.run(
-            [python, str(Path(__file__).with_name("simulation_speed_vidur.py"))],
+            [python, str(Path(__file__).parent / "peers" / "simulation_speed_vidur.py")],
             input=json.dumps(job),
             capture_output=True,
             text=True,

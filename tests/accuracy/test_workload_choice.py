@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 TARGETS = {"llama2-13b": 0.07, "opt-13b": 0.08, "llama2-7b": 0.13, "opt-6.7b": 0.13}
-REACHED = {"llama2-13b": 0.065, "opt-13b": 0.065, "llama2-7b": 0.08, "opt-6.7b": 0.06}
-"""With 500 and 1000 requests; measured on 2026-11-21: 5.6, 5.8, 7.3, 5.1 %."""
-REACHED_WITH_100 = {"llama2-13b": 0.085, "opt-13b": 0.10, "llama2-7b": 0.115, "opt-6.7b": 0.07}
-"""With 100 requests too: 7.9, 9.3, 10.6, 6.4 %; which hundred requests were sent is not published."""
+REACHED = {"llama2-13b": 0.06, "opt-13b": 0.06, "llama2-7b": 0.08, "opt-6.7b": 0.065}
+"""With 500 and 1000 requests; measured on 2026-11-21: 5.2, 5.0, 7.1, 5.9 %."""
+REACHED_WITH_100 = {"llama2-13b": 0.085, "opt-13b": 0.095, "llama2-7b": 0.115, "opt-6.7b": 0.075}
+"""With 100 requests too: 7.6, 8.7, 10.7, 7.0 %; which hundred requests were sent is not published."""
 LARGE_LLMS = ("llama2-13b", "opt-13b")
 
 

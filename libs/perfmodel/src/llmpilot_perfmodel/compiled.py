@@ -2,10 +2,12 @@
 
 Invariant: a compiled function allocates nothing and behaves as the same Python would; its machine code, kept on disk
 beside the sources, is older than no source of this library.
+Both take more than numba's public interface; a numba without it makes slower code, or anew in every process.
 """
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -29,14 +31,31 @@ _STAMP = sources_stamp(Path(__file__).parent)
 
 
 def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function of numbers and arrays into its callers.
-
-    References to arrays are not counted (`_nrt`), which would take several times as long as the steps themselves.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
+    """Compile a function of numbers and arrays into its callers."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+    with contextlib.suppress(AttributeError):
+        if hasattr(numba.core.options.DefaultOptions, "_nrt"):
+            options["_nrt"] = False  # counting references to arrays would take longer than the steps themselves
     dispatcher: Any = numba.njit(**options)(function)
-    with contextlib.suppress(RuntimeError):  # no folder to keep machine code in: every process compiles its own
-        dispatcher.enable_caching()
-        # numba looks at the function's own file only, but the machine code holds that of the functions it calls.
-        dispatcher._cache._cache_file._source_stamp = _STAMP
+    with contextlib.suppress(AttributeError, OSError, RuntimeError):  # another numba, or no folder to keep it in
+        kept = numba.njit(**options, cache=True)(function)
+        _keep_fresh_only(kept._cache._cache_file)
+        dispatcher = kept
     return cast("Callable[_P, _R]", dispatcher)
+
+
+def _keep_fresh_only(cache_file: Any) -> None:
+    """Make machine code depend on all sources: numba looks at those of the function itself, not of what it calls.
+
+    What is stale goes now. Numba writes first that there is something new and then what, and a process that starts
+    together with this one could read in between.
+    """
+    if not hasattr(cache_file, "_source_stamp"):
+        raise AttributeError("numba keeps its stamp elsewhere")
+    cache_file._source_stamp = _STAMP
+    if not cache_file._load_index():
+        for number in itertools.count(1):
+            path = Path(cache_file._data_path(cache_file._data_name(number)))
+            if not path.exists():
+                break
+            path.unlink(missing_ok=True)

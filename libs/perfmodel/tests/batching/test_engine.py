@@ -158,12 +158,12 @@ def test_capacity_changes_nothing(drive: Drive, policy: Policy, tables: StepTabl
 
 
 def test_prefill_that_does_not_fit_into_memory_fails_and_spares_the_others(tables: StepTables) -> None:
-    """8 tokens run; with 8 and 8 more there are 25; the batch goes on alone."""
-    engine = Engine(policy=POLICIES[0], tables=tables, out_of_memory_tokens=24, out_of_memory_seconds=0.25)
+    """8 tokens run; with 8 and 8 more there are 25, a prefill of 2 + 4 + 1; the batch goes on alone."""
+    engine = Engine(policy=POLICIES[0], tables=tables, out_of_memory_tokens=24)
     first = submit(engine)
     step(engine)
     others = [submit(engine), submit(engine)]
-    assert engine.start_step(0.0) == 0.25
+    assert engine.start_step(0.0) == 7.0
     assert engine.finish_step().failed_slots.tolist() == others
     assert step(engine) == ([first], [], [])
 
@@ -259,11 +259,10 @@ def test_every_wrong_number_of_a_policy_is_named(policy: Policy, tables: StepTab
     names = [name for name in names if not isinstance(getattr(policy, name), bool)]
     wrong = replace(policy, **dict.fromkeys(names, -1))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError) as caught:
-        Engine(policy=wrong, tables=tables, out_of_memory_tokens=0, out_of_memory_seconds=math.nan)
+        Engine(policy=wrong, tables=tables, out_of_memory_tokens=0)
     assert [violation.field for violation in caught.value.violations] == [
         *(f"policy.{name}" for name in names),
         "out_of_memory_tokens",
-        "out_of_memory_seconds",
     ]
 
 

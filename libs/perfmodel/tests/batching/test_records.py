@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -105,4 +107,5 @@ def test_columns_hold_nanoseconds_and_a_token_a_chunk() -> None:
 
 
 def test_user_of_a_scheduled_request_is_none() -> None:
-    assert set(records().columns()["user_index"]) == {0, 1}
+    by_schedule = replace(records(), user_index=np.array([-1, 1, -1, 0]))
+    assert by_schedule.columns()["user_index"] == [None, 1, None, 0]

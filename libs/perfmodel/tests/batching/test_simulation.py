@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_contracts.record_schema import problems
 from llmpilot_perfmodel.batching.engine import Engine
+from llmpilot_perfmodel.batching.load import run_load
 from llmpilot_perfmodel.batching.policies import Policy, TgiPolicy, TgisPolicy, Vllm0Policy, Vllm1Policy
 from llmpilot_perfmodel.batching.records import OK, OUT_OF_MEMORY, RequestRecords
 from llmpilot_perfmodel.batching.simulation import simulate_arrivals, simulate_users
@@ -82,20 +84,19 @@ def test_turnaround_delays_the_next_request(tables: StepTables) -> None:
 
 
 def test_user_whose_request_failed_sends_the_next_at_once(tables: StepTables) -> None:
-    """Prompts of 30 fail after a quarter of a second, over and over."""
+    """Prompts of 30 fail after 2 + 7.5 + .5 seconds, over and over; that of 4 takes 3.5 and 1.5."""
     records = simulate_users(
         policy=POLICIES[0],
         tables=tables,
         input_tokens=[30, 4],
         output_tokens=[2, 2],
         users_count=1,
-        duration_seconds=6.0,
+        duration_seconds=45.0,
         order=[0, 0, 1],
         out_of_memory_tokens=20,
-        out_of_memory_seconds=0.25,
     )
     assert records.status.tolist() == [OUT_OF_MEMORY, OUT_OF_MEMORY, OK, OUT_OF_MEMORY, OUT_OF_MEMORY]
-    assert records.send_seconds.tolist() == [0, 0.25, 0.5, 5.5, 5.75]
+    assert records.send_seconds.tolist() == [0, 10, 20, 25, 35]
     assert records.summary().out_of_memory_count == 4
     assert problems(records.columns()) == []
 
@@ -306,6 +307,26 @@ def test_prefix_that_returns_makes_a_load_faster(tables: StepTables) -> None:
         order=[0],
     )
     assert records.end_seconds.tolist() == [12.5, 16, 19.5]
+
+
+def test_arrays_of_any_kind_run_the_same_machine_code(tables: StepTables) -> None:
+    """Compiling it again would take ten seconds."""
+    machine_code: Any = run_load
+    starts = np.array([0, -1, 2, -1, 3])[::2]
+    hashes = np.arange(3)
+    hashes.flags.writeable = False
+    for kind in (np.int32, np.int64, np.uint8):
+        lengths = np.arange(8, 12, dtype=kind)[::2]
+        simulate_arrivals(
+            policy=POLICIES[5],
+            tables=tables,
+            arrival_seconds=np.zeros(4, np.float32)[::2],
+            input_tokens=lengths,
+            output_tokens=lengths,
+            block_hashes=hashes,
+            block_hash_starts=starts,
+        )
+    assert len(machine_code.signatures) == 1
 
 
 def test_everything_wrong_with_a_load_is_listed(tables: StepTables) -> None:

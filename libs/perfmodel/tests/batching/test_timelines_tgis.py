@@ -77,16 +77,6 @@ def test_batch_size_is_limited(drive: Drive, tables: StepTables) -> None:
     assert drive(tgis(tables, 100, max_batch_size=2), [(0, 4, 1)] * 3) == [[5], [5], [5 + 3.5]]
 
 
-def test_prefill_weight_splits_a_batch_and_lets_a_longer_prompt_in_alone(drive: Drive, tables: StepTables) -> None:
-    """Prompts of 4 and 4 fit into 8. A batch that has not decoded yet asks the queue again, and 12 comes alone: 5.5.
-
-    Now three run and 3 x (11 - d) // 12 must wait, which is 1 after four decodes of 2.5.
-    """
-    requests = [(0, 4, 9), (0, 4, 9), (0, 12, 9), (0, 4, 9)]
-    first_tokens = [times[0] for times in drive(tgis(tables, 1000, max_prefill_weight=8), requests)]
-    assert first_tokens == [5, 5, 10.5, 10.5 + 4 * 2.5 + 3.5]
-
-
 def test_padding_server_pays_for_the_longest(drive: Drive, tables: StepTables) -> None:
     """Prefill of 2 x 8 tokens: 2 + 4 + 1."""
     assert drive(tgis(tables, 100, is_padded=True), [(0, 4, 2), (0, 8, 2)])[0] == [7, 9]

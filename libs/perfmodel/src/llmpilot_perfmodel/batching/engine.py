@@ -62,23 +62,20 @@ class Engine:
         policy: Policy,
         tables: StepTables,
         out_of_memory_tokens: int | None = None,
-        out_of_memory_seconds: float | None = None,
         capacity: int = 1024,
     ) -> None:
         """Start idle; it grows when more than `capacity` requests are in it.
 
         out_of_memory_tokens: a step whose batch holds more tokens (padded ones where the policy pads) fails as on a
-        real GPU: the prefilling requests in a prefill, all running ones in a decode; None: never.
-        out_of_memory_seconds: how long such a step takes; None: as long as if it had worked. Raises InvalidInputError.
+        real GPU, after as long as if it had worked: the prefilling requests in a prefill, all running ones in a decode;
+        None: never. Raises InvalidInputError.
         """
-        violations = server_violations(policy, tables, out_of_memory_tokens, out_of_memory_seconds)
+        violations = server_violations(policy, tables, out_of_memory_tokens)
         if violations:
             raise InvalidInputError(violations)
         self._policy = policy
         self._tables = tables
-        self._rules = rules_of(
-            policy, out_of_memory_tokens=out_of_memory_tokens, out_of_memory_seconds=out_of_memory_seconds
-        )
+        self._rules = rules_of(policy, out_of_memory_tokens=out_of_memory_tokens)
         self._capacity = power_of_two(capacity)
         self._state = new_state(self._rules, self._capacity)
         self._hash_width = 0
@@ -113,7 +110,7 @@ class Engine:
         self._taken[slot] = True
         if self._rules.has_prefix_cache:
             self._keep_hashes(slot, input_tokens + output_tokens, block_hashes)
-        enqueue(self._state, slot, arrival_seconds, input_tokens, output_tokens, most)
+        enqueue(self._state, slot, float(arrival_seconds), int(input_tokens), int(output_tokens), int(most))
         return slot
 
     def cancel(self, slot: int) -> None:

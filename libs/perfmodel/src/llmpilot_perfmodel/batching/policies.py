@@ -23,16 +23,14 @@ class TgisPolicy:
     max_batch_size: int = 256
     max_waiting_tokens: int = 12
     """Decode steps after which waiting requests are let in whatever their number."""
-    max_prefill_weight: int | None = None
-    """Input tokens that one prefill may have, padding included; a single longer request is let in alone; None: any."""
     is_padded: bool = False
     """Whether every sequence takes the length of the longest, as without flash attention."""
     is_weight_squared: bool = False
     """Whether a padding server squares the longest length in its weight, as until January 2024."""
 
-    def weight(self, tokens: int, *, sequence_count: int = 1) -> int:
-        """Return the weight of sequences of `tokens` each."""
-        return tokens * sequence_count * (tokens if self.is_weight_squared else 1)
+    def weight(self, tokens: int) -> int:
+        """Return the weight of one sequence alone."""
+        return tokens**2 if self.is_weight_squared else tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +67,7 @@ class Vllm1Policy:
     """vLLM V1: decode first, prompts in chunks, preemption when no block is free."""
 
     block_count: int
+    """Those that requests may hold: one less than vLLM's `num_gpu_blocks`."""
     block_size: int = 16
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 256

@@ -7,7 +7,7 @@ from llmpilot_perfmodel.batching.policies import Policy, TgiPolicy, TgisPolicy, 
 from llmpilot_perfmodel.batching.state import TGI, TGIS, VLLM0, VLLM1, Rules
 
 
-def rules_of(policy: Policy, *, out_of_memory_tokens: int | None, out_of_memory_seconds: float | None) -> Rules:
+def rules_of(policy: Policy, *, out_of_memory_tokens: int | None) -> Rules:
     """Return the rules of a valid policy."""
     match policy:
         case TgisPolicy():
@@ -16,7 +16,6 @@ def rules_of(policy: Policy, *, out_of_memory_tokens: int | None, out_of_memory_
                 max_batch_size=int(policy.max_batch_size),
                 max_weight=int(policy.max_batch_weight),
                 max_waiting_tokens=int(policy.max_waiting_tokens),
-                max_prefill_tokens=int(policy.max_prefill_weight or 0),
                 is_padded=bool(policy.is_padded),
                 is_weight_squared=bool(policy.is_weight_squared),
             )
@@ -48,6 +47,4 @@ def rules_of(policy: Policy, *, out_of_memory_tokens: int | None, out_of_memory_
                 block_size=int(policy.block_size),
                 has_prefix_cache=bool(policy.enable_prefix_caching),
             )
-    return rules._replace(
-        out_of_memory_tokens=int(out_of_memory_tokens or 0), out_of_memory_seconds=float(out_of_memory_seconds or 0)
-    )
+    return rules._replace(out_of_memory_tokens=int(out_of_memory_tokens or 0))

@@ -49,7 +49,6 @@ def simulate_users(
     order: npt.ArrayLike | None = None,
     turnaround_seconds: float = 0.0,
     out_of_memory_tokens: int | None = None,
-    out_of_memory_seconds: float | None = None,
 ) -> RequestRecords:
     """Return the records of users who all start at once and send their next request when the last one has ended.
 
@@ -60,7 +59,7 @@ def simulate_users(
     Requests that have not ended after `duration_seconds` do not count. Raises InvalidInputError.
     """
     violations = [
-        *server_violations(policy, tables, out_of_memory_tokens, out_of_memory_seconds),
+        *server_violations(policy, tables, out_of_memory_tokens),
         *_count_violations("users_count", users_count),
         *_seconds_violations("duration_seconds", duration_seconds, is_positive=True),
         *_seconds_violations("turnaround_seconds", turnaround_seconds),
@@ -84,7 +83,6 @@ def simulate_users(
         policy,
         tables,
         out_of_memory_tokens=out_of_memory_tokens,
-        out_of_memory_seconds=out_of_memory_seconds,
         slots=users_count,
         workload=workload,
         hashes=hashes,
@@ -115,13 +113,12 @@ def simulate_arrivals(
     block_hashes: Integers | None = None,
     block_hash_starts: Integers | None = None,
     out_of_memory_tokens: int | None = None,
-    out_of_memory_seconds: float | None = None,
 ) -> RequestRecords:
     """Return the records of requests that arrive by a schedule, one entry per request and in that order, all ended.
 
     The length of the test is the time until the last one has ended. Raises InvalidInputError.
     """
-    violations = server_violations(policy, tables, out_of_memory_tokens, out_of_memory_seconds)
+    violations = server_violations(policy, tables, out_of_memory_tokens)
     workload, hashes = read_workload(
         None if any(policy_violations(policy)) else policy,
         lengths=(input_tokens, output_tokens, max_output_tokens),
@@ -142,7 +139,6 @@ def simulate_arrivals(
         policy,
         tables,
         out_of_memory_tokens=out_of_memory_tokens,
-        out_of_memory_seconds=out_of_memory_seconds,
         slots=count,
         workload=workload,
         hashes=hashes,
@@ -183,12 +179,11 @@ def _server(
     tables: StepTables,
     *,
     out_of_memory_tokens: int | None,
-    out_of_memory_seconds: float | None,
     slots: int,
     workload: Workload,
     hashes: Integers,
 ) -> _Server:
-    rules = rules_of(policy, out_of_memory_tokens=out_of_memory_tokens, out_of_memory_seconds=out_of_memory_seconds)
+    rules = rules_of(policy, out_of_memory_tokens=out_of_memory_tokens)
     capacity = power_of_two(slots)
     longest = int((workload.input_tokens + workload.output_tokens).max())
     longest_blocks = -(-longest // rules.block_size)

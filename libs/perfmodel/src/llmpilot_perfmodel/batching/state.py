@@ -81,7 +81,6 @@ class Rules(NamedTuple):
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0
     max_prefill_tokens: int = 0
-    """0: any."""
     max_paddings: int = -1
     """-1: prompts are not padded."""
     is_padded: bool = False
@@ -92,8 +91,6 @@ class Rules(NamedTuple):
     has_prefix_cache: bool = False
     out_of_memory_tokens: int = 0
     """0: never."""
-    out_of_memory_seconds: float = 0.0
-    """Length of a step that runs out of memory; 0: what it would have taken."""
 
 
 TGIS, TGI, VLLM0, VLLM1 = range(4)

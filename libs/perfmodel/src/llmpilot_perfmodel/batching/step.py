@@ -67,8 +67,6 @@ def plan_step(state: State, cache: PrefixCache, rules: Rules, tables: StepTables
     if rules.out_of_memory_tokens > 0:
         tokens = batch_tokens(state, rules)
         counters[IS_OUT_OF_MEMORY] = int(tokens > rules.out_of_memory_tokens)
-        if counters[IS_OUT_OF_MEMORY] > 0 and rules.out_of_memory_seconds > 0:
-            return rules.out_of_memory_seconds
     return max(step_seconds(tables, load), LEAST_STEP_SECONDS)
 
 

@@ -73,7 +73,6 @@ def _choose(state: State, rules: Rules, smallest: int) -> tuple[int, int]:
     cutoff = _FOREVER
     reserved, held, longest = counters[RESERVED_TOKENS], counters[HELD_TOKENS], longest_length(state, rules)
     least = may_remain(state, lists[BY_REMAINING, running - 1]) if running > 0 else _FOREVER
-    prefill_tokens, prefill_longest = 0, 0
     while seen < waiting and running + chosen < rules.max_batch_size:
         slot = waiting_slot(state, seen)
         if slots[ARRIVAL_NANOS, slot] > cutoff:
@@ -89,11 +88,6 @@ def _choose(state: State, rules: Rules, smallest: int) -> tuple[int, int]:
             fits = not _is_too_heavy(lists, entries, rules, tokens, output)
         if not fits and chosen + waiting < smallest + seen + 1:
             return 0, 0
-        is_last = False
-        if fits and rules.max_prefill_tokens > 0:
-            prefill = max(prefill_longest, tokens) * (chosen + 1) if rules.is_padded else prefill_tokens + tokens
-            if prefill > rules.max_prefill_tokens:
-                fits = is_last = chosen == 0
         seen += 1
         if not fits:
             cutoff = min(cutoff, slots[ARRIVAL_NANOS, slot] + _OVERTAKING_NANOS)
@@ -104,9 +98,6 @@ def _choose(state: State, rules: Rules, smallest: int) -> tuple[int, int]:
         chosen += 1
         reserved, held = reserved + tokens + output, held + tokens
         longest, least = max(longest, tokens), min(least, output)
-        prefill_tokens, prefill_longest = prefill_tokens + tokens, max(prefill_longest, tokens)
-        if is_last:
-            break
     return chosen, seen
 
 

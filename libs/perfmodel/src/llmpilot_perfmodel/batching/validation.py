@@ -3,7 +3,6 @@
 Invariant: every violation is listed, not the first.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,28 +15,19 @@ LARGEST_REQUEST_TOKENS = 2**31 - 1
 """Keeps the products of lengths that compiled code makes within 64 bits."""
 
 
-def server_violations(
-    policy: Policy, tables: StepTables, out_of_memory_tokens: int | None, out_of_memory_seconds: float | None
-) -> list[Violation]:
+def server_violations(policy: Policy, tables: StepTables, out_of_memory_tokens: int | None) -> list[Violation]:
     """Return everything that is wrong with a server."""
-    return [
-        *policy_violations(policy),
-        *_table_violations(tables),
-        *_out_of_memory_violations(out_of_memory_tokens, out_of_memory_seconds),
-    ]
+    violations = [*policy_violations(policy), *_table_violations(tables)]
+    if out_of_memory_tokens is not None and not 1 <= out_of_memory_tokens <= LARGEST_COUNT:
+        problem = f"must be between 1 and {LARGEST_COUNT}, is {out_of_memory_tokens}; None: never"
+        violations.append(Violation("out_of_memory_tokens", problem))
+    return violations
 
 
 def _table_violations(tables: StepTables) -> Iterator[Violation]:
     for name, array in tables._asdict().items():
         if not np.isfinite(array).all():
             yield Violation(f"tables.{name}", "must be finite numbers; fit the step constants again or leave them out")
-
-
-def _out_of_memory_violations(tokens: int | None, seconds: float | None) -> Iterator[Violation]:
-    if tokens is not None and not 1 <= tokens <= LARGEST_COUNT:
-        yield Violation("out_of_memory_tokens", f"must be between 1 and {LARGEST_COUNT}, is {tokens}; None: never")
-    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-        yield Violation("out_of_memory_seconds", f"must be finite and > 0, is {seconds:g}")
 
 
 def request_violations(

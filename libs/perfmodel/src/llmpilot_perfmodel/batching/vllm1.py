@@ -1,7 +1,8 @@
 """What vLLM V1 does next: one budget of tokens a step, running sequences first, then prompts in chunks.
 
 Invariant: no step computes more tokens than the budget, and none is computed without a block to keep it in.
-Source: the behaviour of the scheduler of vllm-project/vllm, V1.
+Source: the behaviour of the scheduler of vllm-project/vllm, V1, as of 0.19, whose `scheduler_reserve_full_isl` lets a
+prompt in only when all of it fits; earlier versions asked for its first chunk alone.
 """
 
 from llmpilot_perfmodel.batching.prefix_cache import (

@@ -53,9 +53,9 @@ def read_workload(
                 )
             ]
         )
-    hashes = np.empty(0, np.int64) if block_hashes is None else np.asarray(block_hashes, np.int64)
-    no_hashes = np.zeros(len(inputs) + 1, np.int64)
-    starts = no_hashes if block_hash_starts is None else np.asarray(block_hash_starts, np.int64)
+    # Copies: a view or a read-only array is another type to the compiler.
+    hashes = np.array(() if block_hashes is None else block_hashes, np.int64)
+    starts = np.array(np.zeros(len(inputs) + 1) if block_hash_starts is None else block_hash_starts, np.int64)
     if policy is not None:
         violations += _request_violations(policy, inputs, outputs, most)
         violations += _hash_violations(policy, inputs + outputs, hashes, starts)
