@@ -1,6 +1,7 @@
 """`llm-pilot simulate run` as somebody types it."""
 
 import json
+import re
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +32,7 @@ def test_the_ladder_of_users_is_printed_and_drawn() -> None:
     shown = output_of(*LLAMA)
     for words in ("simulated", "TTFT ms", "ITL ms", "tokens/s", "median TTFT, ms", "1000 tokens per dollar"):
         assert words in shown
+    assert not re.search(r"\de\d", shown), "numbers that people read have no exponent"
     assert [level["users_count"] for level in levels_of(*LLAMA)] == [1, 2, 4, 8, 16, 32, 64, 128]
 
 
@@ -91,6 +93,12 @@ def test_every_wrong_option_is_told_at_once(tmp_path: Path) -> None:
         output_of(*arguments)
     assert [violation.field for violation in caught.value.violations] == [
         *("--duration", "--seed", "--plot", "--users", "--users", "--input-tokens", "--output-tokens")
+    ]
+    nowhere = str(tmp_path / "none" / "a.svg")
+    with pytest.raises(InvalidInputError) as caught:
+        output_of(*LLAMA, "--plot", nowhere, "--records", str(tmp_path), "--input-tokens", "9" * 20)
+    assert [violation.field for violation in caught.value.violations] == [
+        *("--plot", "--records", "--input-tokens", "--output-tokens")
     ]
     empty = tmp_path / "empty.csv"
     empty.write_text("input_tokens,output_tokens\n0,1\n", "utf-8")

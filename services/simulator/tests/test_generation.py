@@ -218,3 +218,11 @@ def test_a_least_length_above_the_limit_is_refused() -> None:
 def test_impossible_lengths_are_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidInputError, match=field):
         ReplyLengths(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_line_break_ends_a_long_enough_reply() -> None:
+    """Prompts for one line of code stop at a line break; a text without any would never end."""
+    for seed in range(20):
+        reply = planned(max_tokens=200, stop=("\n",), ignore_eos=True, seed=seed)
+        assert reply.finish_reason == "stop"
+        assert "\n" not in "".join(reply.pieces)

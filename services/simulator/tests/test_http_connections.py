@@ -232,6 +232,30 @@ def test_health_version_and_every_answer_say_that_the_server_is_simulated(simula
     assert simulator.send(COMPLETIONS, method="GET").status == 405
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, "/generate"])
+def test_a_body_larger_than_any_prompt_that_fits_is_refused(simulator: Any, path: str) -> None:
+    reply = simulator.send(path, b" " * 2_000_001)
+    assert reply.status == 413
+    assert "send a shorter prompt" in reply.text
+    assert "x-request-id" in reply.headers
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/generate"])
+def test_a_body_in_a_broken_encoding_is_the_clients_error(
+    simulator: Any, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = simulator.send(path, b"abc", {"Content-Encoding": "gzip"})
+    assert reply.status == 400
+    assert "Content-Encoding" in reply.text
+    assert not caplog.records
+
+
+def test_a_long_prompt_is_counted_as_a_short_one_is(simulator: Any) -> None:
+    reply = simulator.send("/generate", {"inputs": "word " * 10_000, "parameters": {"max_new_tokens": 1}})
+    assert reply.status == 422
+    assert "10001 `inputs` tokens" in reply.text
+
+
 def test_metrics_count_what_was_served(start_simulator: Any) -> None:
     """Three tokens of prompt; TTFT 20 ms; 4 tokens, so three gaps of 10 ms; 50 ms in all."""
     with start_simulator(times=FixedTimes(ttft_seconds=0.020, itl_seconds=0.010)) as client:

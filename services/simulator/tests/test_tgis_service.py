@@ -343,6 +343,12 @@ def test_the_model_says_its_limits(tgis: Tgis) -> None:
     )
 
 
+def test_an_encoder_decoder_says_that_it_is_one(start_tgis: StartTgis) -> None:
+    with start_tgis(is_encoder_decoder=True) as tgis:
+        reply = tgis.stub.ModelInfo(pb.ModelInfoRequest(), timeout=DEADLINE_SECONDS)
+    assert reply.model_kind == pb.ModelInfoResponse.ENCODER_DECODER
+
+
 def test_everything_wrong_with_a_call_is_said_at_once(tgis: Tgis) -> None:
     request = pb.BatchedGenerationRequest(
         prefix_id="mine",

@@ -122,3 +122,11 @@ def test_a_megabyte_is_counted_in_a_second() -> None:
     start_seconds = time.process_time()
     Tokenizer().count(text)
     assert time.process_time() - start_seconds < 1
+
+
+@given(ANY_TEXT | WRITTEN, st.integers(1, 5))
+def test_a_text_encoded_in_parts_has_the_same_ids(text: str, part_tokens: int) -> None:
+    tokenizer = Tokenizer()
+    parts = list(tokenizer.encode_parts(text, part_tokens))
+    assert [token_id for part in parts for token_id in part] == tokenizer.encode(text)
+    assert all(len(part) == part_tokens for part in parts[:-1])

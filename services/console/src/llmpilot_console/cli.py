@@ -13,7 +13,6 @@ import click
 from llmpilot_console.local_platform import LocalPlatform
 from llmpilot_console.plugins import COMMANDS_GROUP, installed_commands, load_command
 from llmpilot_contracts.errors import InvalidInputError, PilotError
-from llmpilot_servicekit.status import sole_cause
 
 OWN_COMMANDS = (EntryPoint(name="up", value="llmpilot_console.up:up", group=COMMANDS_GROUP),)
 
@@ -69,6 +68,8 @@ class PilotGroup(click.Group):
         try:
             return super().invoke(ctx)
         except (PilotError, ExceptionGroup) as error:
+            from llmpilot_servicekit.status import sole_cause  # noqa: PLC0415 gRPC, which not every command needs
+
             cause = sole_cause(error)
             if not isinstance(cause, PilotError):
                 raise

@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from llmpilot_console.plugins import installed_services, module_of_service
 from llmpilot_console.state_directory import RunningPlatform, StateDirectory, default_state_path
-from llmpilot_console.supervisor import Supervisor, running_in_background
 from llmpilot_contracts.errors import InvalidInputError, UnavailableError, Violation
 from llmpilot_servicekit.address import split_address
-from llmpilot_servicekit.client import wait_until_serving
 
 _HEALTH_CHECK_SECONDS = 2.0
 
@@ -59,6 +56,8 @@ class LocalPlatform:
         platform = StateDirectory(default_state_path(self._environment)).announced()
         if platform is None or service not in platform.services:
             return None
+        from llmpilot_servicekit.client import wait_until_serving  # noqa: PLC0415 gRPC, which many commands do without
+
         address = platform.services[service].grpc
         try:
             wait_until_serving(address, _HEALTH_CHECK_SECONDS)
@@ -74,6 +73,10 @@ def address_variable(service: str) -> str:
 
 @contextmanager
 def _temporary_platform(service: str, module: str) -> Iterator[RunningPlatform]:
+    from rich.console import Console  # noqa: PLC0415
+
+    from llmpilot_console.supervisor import Supervisor, running_in_background  # noqa: PLC0415 only where it starts one
+
     console = Console(stderr=True)
     message = f"starting the {service} for this command (`llm-pilot up` keeps it running) ..."
     status = console.status(message)

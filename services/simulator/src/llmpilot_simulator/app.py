@@ -135,6 +135,7 @@ class Application:
         return Service(
             model_id=settings.model_id,
             context_length=settings.context_length,
+            is_encoder_decoder=settings.is_encoder_decoder,
             tokenizer=tokenizer,
             generator=Generator(
                 tokenizer,

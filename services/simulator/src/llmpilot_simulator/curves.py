@@ -6,11 +6,15 @@ Invariant: a curve has the points of its ladder that have both coordinates, in t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
+
+import numpy as np
 
 from llmpilot_simulator.ladder import Ladder, Level
 
 TERMINAL_ROWS = 16
 SECONDS_PER_HOUR = 3600
+TICK_COUNT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +70,31 @@ def terminal_curves(ladders: Sequence[Ladder], *, width: int) -> str:
         part.theme("colorless")
         part.title(chart.title)
         part.label(chart.x_label)
-        part.ruler("y").scale("log")
+        _set_ticks(part, chart, ladders)
         for ladder in ladders:
             x, y = points(chart, ladder)
             if x:
-                signal = part.signal(x, y, marker="braille")
+                signal = part.signal(x, np.log10(y).tolist(), marker="braille")
                 signal.lines()
                 if len(ladders) > 1:
                     signal.label(ladder.name)
                 part.draw(signal)
     return str(plotext.uncolorize(figure.build().string()))
+
+
+def _set_ticks(part: Any, chart: Chart, ladders: Sequence[Ladder]) -> None:
+    """Write numbers that people read at the axes, with y as its logarithm; plotext's own are such as 6.3e3."""
+    found = [points(chart, ladder) for ladder in ladders]
+    xs, ys = ([value for axis in axes for value in axis] for axes in zip(*found, strict=True))
+    x_ticks = np.linspace(min(xs), max(xs), TICK_COUNT)
+    part.ruler("x").ticks(x_ticks.tolist(), [number_text(x) for x in x_ticks])
+    y_ticks = np.geomspace(min(ys), max(ys), TICK_COUNT)
+    part.ruler("y").ticks(np.log10(y_ticks).tolist(), [number_text(y) for y in y_ticks])
+
+
+def number_text(value: float) -> str:
+    """Return a number with three digits, or whole from 1,000 on."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"  # noqa: PLR2004 three digits
 
 
 def figure_file(ladders: Sequence[Ladder], *, title: str, file_format: str) -> bytes:

@@ -81,6 +81,7 @@ class Deployment:
     """Tokens in the batch at which a step fails; None: none is expected to."""
     budget: MemoryBudget
     context_length: int
+    is_encoder_decoder: bool
 
     @property
     def name(self) -> str:
@@ -123,7 +124,7 @@ def deploy(request: DeploymentRequest) -> Deployment:
     work = llm_work(config, profile.gpu_count, precision)
     budget = memory_budget(work, profile, paged=server.paged)
     weight = _batch_weight(request, budget)
-    context_length = request.context_length or default_context_length(config)
+    context_length = context_length_of(request, config)
     step_constants, step_source = _step_constants(name, config, work, profile, precision)
     is_risky = weight > budget.largest_batch_weight
     return Deployment(
@@ -137,6 +138,7 @@ def deploy(request: DeploymentRequest) -> Deployment:
         out_of_memory_tokens=budget.out_of_memory_tokens if is_risky else None,
         budget=budget,
         context_length=context_length,
+        is_encoder_decoder=config.spec.is_encoder_decoder,
     )
 
 
@@ -173,8 +175,10 @@ def read_llm(llm: str) -> tuple[str, LlmConfig]:
     return path.resolve().parent.name, parse_llm(text)
 
 
-def default_context_length(config: LlmConfig) -> int:
-    """Return the context length that the config.json states, else 2,048."""
+def context_length_of(request: DeploymentRequest, config: LlmConfig) -> int:
+    """Return the context length that is asked for, else that of the config.json, else 2,048."""
+    if request.context_length is not None:
+        return request.context_length
     return config.spec.max_position_count or DEFAULT_CONTEXT_LENGTH
 
 

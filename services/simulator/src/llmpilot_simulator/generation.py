@@ -7,7 +7,7 @@ Source of the rules for stop strings: vllm/v1/engine/detokenizer.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Literal
 
 import numpy as np
@@ -200,7 +200,9 @@ def _tape() -> tuple[str, ...]:
     """Return a text of sentences, one token a piece wherever it is cut between two pieces."""
     random = np.random.default_rng(_TAPE_SEED)
     pieces: list[str] = []
-    while len(pieces) < _TAPE_TOKENS:
+    for sentence in count(1):
+        if len(pieces) >= _TAPE_TOKENS:
+            break
         words = random.choice(_WORDS, random.integers(4, 19)).tolist()
         pieces.append(f" {words[0].capitalize()}")
         for number, word in enumerate(words[1:], 1):
@@ -208,12 +210,15 @@ def _tape() -> tuple[str, ...]:
                 pieces.append(",")
             pieces.append(f" {word}")
         pieces.append(".")
+        if sentence % _SENTENCES_TO_NEWLINE == 0:
+            pieces.append("\n")
     return tuple(pieces)
 
 
 _TAPE_TOKENS = 20_000
 _TAPE_SEED = 20240917
 _WORDS_TO_COMMA = 7
+_SENTENCES_TO_NEWLINE = 5
 _WORDS = (  # noqa: SIM905 a list would fill a page
     "the of and to in is it that for was on are as with they at be this from have or by one had not but what all were "
     "when we there can an your which their said if do will each about how up out them then she many some so these "
@@ -223,5 +228,5 @@ _WORDS = (  # noqa: SIM905 a list would fill a page
 ).split()
 """Each is one token with the space before it."""
 _TAPE = _tape()
-_STARTS = tuple(index for index in range(len(_TAPE)) if _TAPE[index - 1] == ".")
+_STARTS = tuple(index for index, piece in enumerate(_TAPE) if piece[-1:].isalpha() and _TAPE[index - 1] in ".\n")
 """Where sentences begin."""

@@ -14,7 +14,8 @@ from llmpilot_simulator.clock import NANOS_PER_SECOND
 from llmpilot_simulator.http_exchange import Service
 from llmpilot_simulator.servicer import TgisServicer
 
-_MAX_REQUEST_BYTES = 64 * 1024 * 1024
+_MAX_REQUEST_BYTES = 4 * 1024 * 1024
+"""The default of tonic, the gRPC library of TGIS."""
 _LONGEST_CALL_SECONDS = 24 * 3600.0
 """TGIS sets calls no deadline."""
 

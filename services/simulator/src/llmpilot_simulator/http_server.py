@@ -3,9 +3,11 @@
 Invariant: every response to an HTTP request says that the server is simulated, errors included.
 """
 
+import logging
 import resource
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
@@ -18,7 +20,10 @@ from llmpilot_simulator.tgi_handlers import add_tgi_routes
 
 _BACKLOG = 4096
 """Connections that may wait to be accepted: load testers open theirs at once."""
-_MAX_BODY_BYTES = 64 * 1024 * 1024
+_LEAST_BODY_BYTES = 2_000_000
+"""TGI's default of --payload-limit."""
+_TOKEN_BYTES = 32
+"""A body may have so many for each token of the context: more cannot be a prompt that fits."""
 _KEEP_ALIVE_SECONDS = 3600.0
 """Idle connections cost nothing here; a load tester's pool should not lose any in the middle of a test."""
 _CLOSE_SECONDS = 0.1
@@ -31,7 +36,8 @@ class HttpServer:
     def __init__(self, service: Service, registry: CollectorRegistry) -> None:
         self._service = service
         self._registry = registry
-        application = web.Application(client_max_size=_MAX_BODY_BYTES)
+        body_bytes = max(_LEAST_BODY_BYTES, _TOKEN_BYTES * service.context_length)
+        application = web.Application(client_max_size=body_bytes)
         application.on_response_prepare.append(_say_simulated)
         application.router.add_get("/health", self._health)
         application.router.add_get("/version", self._version)
@@ -41,6 +47,7 @@ class HttpServer:
         self._runner = web.AppRunner(
             application,
             access_log=None,
+            logger=_logger(),
             handler_cancellation=True,  # a client that leaves ends its handler, which frees the place in the batch
             keepalive_timeout=_KEEP_ALIVE_SECONDS,
             shutdown_timeout=_CLOSE_SECONDS,
@@ -88,6 +95,18 @@ class HttpServer:
 
 async def _say_simulated(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001
     response.headers[SIMULATED_HEADER] = "true"
+
+
+def _logger() -> logging.Logger:
+    logger = logging.getLogger("aiohttp.server")
+    logger.addFilter(_is_own_error)
+    return logger
+
+
+def _is_own_error(record: logging.LogRecord) -> bool:
+    """Return whether a log line is of more than a client's broken HTTP, which has its answer."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
 def raise_file_limit() -> int:

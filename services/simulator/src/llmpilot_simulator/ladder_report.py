@@ -4,6 +4,7 @@ Invariant: nothing is simulated before everything asked for is known to be valid
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from llmpilot_perfmodel.batching.records import RequestRecords
 from llmpilot_perfmodel.prices import load_prices
 from llmpilot_servicekit.file_output import write_whole
 from llmpilot_servicekit.progress import noted_if_slow, shown_progress
-from llmpilot_simulator.curves import figure_file, terminal_curves
+from llmpilot_simulator.curves import figure_file, number_text, terminal_curves
 from llmpilot_simulator.deployment import COMPILING, Deployment, DeploymentRequest, deploy
 from llmpilot_simulator.ladder import Ladder, level, simulate_levels
 from llmpilot_simulator.request_lengths import RequestLengths, bundled_lengths, fixed_lengths, read_lengths
@@ -27,6 +28,7 @@ WIDTH_OFF_TERMINAL = 120
 PLOT_FORMATS = (".png", ".svg")
 LARGEST_USERS_COUNT = 100_000
 LONGEST_SECONDS = 86_400.0
+LARGEST_TOKEN_COUNT = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,11 @@ def _violations(request: RunRequest) -> list[Violation]:
         violations.append(Violation("--seed", f"must be >= 0, is {request.seed}"))
     if plot and plot.suffix not in PLOT_FORMATS:
         violations.append(Violation("--plot", f"must end in {' or '.join(PLOT_FORMATS)}, is {plot.name}"))
+    for name, path in (("--plot", plot), ("--records", request.records)):
+        if path and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            violations.append(Violation(name, f"must be in a folder that can be written, is {path}"))
+        elif path and path.is_dir():
+            violations.append(Violation(name, f"must be a file, {path} is a folder"))
     return violations
 
 
@@ -116,9 +123,9 @@ def _lengths(request: RunRequest, violations: list[Violation]) -> RequestLengths
     for name, value in (("--input-tokens", input_tokens), ("--output-tokens", output_tokens)):
         if value is None:
             violations.append(Violation(name, "must be given, too: both lengths or none"))
-        elif value < 1:
-            violations.append(Violation(name, f"must be >= 1, is {value}"))
-    return fixed_lengths(input_tokens, output_tokens) if input_tokens and output_tokens else None
+        elif not 1 <= value <= LARGEST_TOKEN_COUNT:
+            violations.append(Violation(name, f"must be from 1 to {LARGEST_TOKEN_COUNT}, is {value}"))
+    return None if violations or not input_tokens or not output_tokens else fixed_lengths(input_tokens, output_tokens)
 
 
 def _simulate(
@@ -173,9 +180,7 @@ def _table(simulated: _Simulated) -> Table:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"  # noqa: PLR2004 three digits
+    return "-" if value is None else number_text(value)
 
 
 def _as_json(simulated: _Simulated) -> dict[str, object]:

@@ -66,9 +66,9 @@ class OpenAiEndpoints:
     async def _answer(
         self, request: web.Request, serve: Callable[[Exchange, bytes], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        content = await request.read()
         exchange = Exchange(self._service, request)
         try:
+            content = await exchange.read()
             exchange.admit()
             return await serve(exchange, content)
         except InvalidInputError as error:
@@ -81,7 +81,7 @@ class OpenAiEndpoints:
     async def _complete(self, exchange: Exchange, content: bytes) -> web.StreamResponse:
         body = parse(CompletionRequest, content)
         identity = self._identity(exchange, "cmpl", body)
-        jobs = self._jobs(body, body.prompts, body.max_tokens)
+        jobs = await self._jobs(exchange, body, body.prompts, body.max_tokens)
         texts = [exchange.texts(job.generation) for job in jobs]
         if body.echo:
             prompts = [self._text(prompt) for prompt in body.prompts for _ in range(body.n)]
@@ -102,7 +102,7 @@ class OpenAiEndpoints:
     async def _chat(self, exchange: Exchange, content: bytes) -> web.StreamResponse:
         body = parse(ChatRequest, content)
         identity = self._identity(exchange, "chatcmpl", body)
-        jobs = self._jobs(body, [body.prompt], body.limit)
+        jobs = await self._jobs(exchange, body, [body.prompt], body.limit)
         texts = [exchange.texts(job.generation) for job in jobs]
         usage = _usage(jobs, choices_per_prompt=body.n)
         if not body.stream:
@@ -129,11 +129,13 @@ class OpenAiEndpoints:
             model=service.public_model_id,
         )
 
-    def _jobs(self, body: OpenAiRequest, prompts: Sequence[str | list[int]], max_tokens: int | None) -> list[Job]:
+    async def _jobs(
+        self, exchange: Exchange, body: OpenAiRequest, prompts: Sequence[str | list[int]], max_tokens: int | None
+    ) -> list[Job]:
         """Say what every choice generates, those of the first prompt first."""
         jobs = []
         for prompt in prompts:
-            ids = self._service.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            ids = await exchange.encode(prompt) if isinstance(prompt, str) else prompt
             if body.truncate_prompt_tokens is not None:
                 ids = ids[-body.truncate_prompt_tokens :]
             limit = self._limit(len(ids), max_tokens)

@@ -124,7 +124,7 @@ class TgisServicer(GenerationServiceServicer):
     ) -> pb.ModelInfoResponse:
         """Describe the server."""
         await _Call(self._service, context).say_simulated()
-        return wire.write_model_info(self._limits)
+        return wire.write_model_info(self._limits, is_encoder_decoder=self._service.is_encoder_decoder)
 
     def _read(self, request: wire.AnyGenerationRequest) -> tuple[wire.Wishes, list[wire.Prompt]]:
         return wire.read_generation_request(request, tokenizer=self._service.tokenizer, limits=self._limits)

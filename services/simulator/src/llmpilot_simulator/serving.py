@@ -18,7 +18,7 @@ from llmpilot_simulator.deployment import (
     COMPILING,
     Deployment,
     DeploymentRequest,
-    default_context_length,
+    context_length_of,
     deploy,
     read_llm,
 )
@@ -51,6 +51,17 @@ class ServeRequest:
     grace_seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """What the server is said to be."""
+
+    name: str
+    context_length: int
+    is_encoder_decoder: bool
+    times: Times
+    notes: tuple[str, ...]
+
+
 def serve_until_stopped(request: ServeRequest) -> None:
     """Serve until SIGTERM or Ctrl-C; raises InvalidInputError with every wrong option."""
     settings, notes = simulator_settings(request)
@@ -79,11 +90,12 @@ def simulator_settings(request: ServeRequest) -> tuple[SimulatorSettings, tuple[
         violations.append(Violation("gpu", "is missing; name a profile such as 1xA100-40GB, or fix the times"))
     if violations or faults is None or lengths is None:
         raise InvalidInputError(violations)
-    name, context_length, times, notes = _fixed(request) if is_fixed else _modelled(request)
+    served = _fixed(request) if is_fixed else _modelled(request)
     settings = SimulatorSettings(
-        model_id=name,
-        context_length=context_length,
-        times=times,
+        model_id=served.name,
+        context_length=served.context_length,
+        times=served.times,
+        is_encoder_decoder=served.is_encoder_decoder,
         http_address=request.http_address,
         grpc_address=request.grpc_address,
         reply_lengths=lengths,
@@ -92,7 +104,7 @@ def simulator_settings(request: ServeRequest) -> tuple[SimulatorSettings, tuple[
         write_log=request.write_log,
         shutdown_grace_seconds=request.grace_seconds,
     )
-    return settings, notes
+    return settings, served.notes
 
 
 def _collect(make: Callable[[], T], violations: list[Violation]) -> T | None:
@@ -120,16 +132,19 @@ def _reply_lengths(request: ServeRequest) -> ReplyLengths:
     return ReplyLengths(median_tokens=median, log_deviation=default.log_deviation, never_ends=request.endless)
 
 
-def _fixed(request: ServeRequest) -> tuple[str, int, Times, tuple[str, ...]]:
+def _fixed(request: ServeRequest) -> _Served:
     name, config = read_llm(request.deployment.llm)
     ttft_ms, itl_ms = request.fixed_ttft_ms or 0.0, request.fixed_itl_ms or 0.0
-    context_length = request.deployment.context_length or default_context_length(config)
-    times = FixedTimes(ttft_seconds=ttft_ms / 1e3, itl_seconds=itl_ms / 1e3)
-    note = f"{name}, simulated: TTFT {ttft_ms:g} ms, ITL {itl_ms:g} ms, whatever the load"
-    return name, context_length, times, (note,)
+    return _Served(
+        name=name,
+        context_length=context_length_of(request.deployment, config),
+        is_encoder_decoder=config.spec.is_encoder_decoder,
+        times=FixedTimes(ttft_seconds=ttft_ms / 1e3, itl_seconds=itl_ms / 1e3),
+        notes=(f"{name}, simulated: TTFT {ttft_ms:g} ms, ITL {itl_ms:g} ms, whatever the load",),
+    )
 
 
-def _modelled(request: ServeRequest) -> tuple[str, int, Times, tuple[str, ...]]:
+def _modelled(request: ServeRequest) -> _Served:
     deployment: Deployment = deploy(request.deployment)
     times = ModelledTimes(
         policy=deployment.policy,
@@ -137,5 +152,10 @@ def _modelled(request: ServeRequest) -> tuple[str, int, Times, tuple[str, ...]]:
         out_of_memory_tokens=deployment.out_of_memory_tokens,
         frontend_seconds_per_token=request.frontend_us / 1e6,
     )
-    notes = (f"{deployment.name}, {deployment.policy_name}, simulated", *deployment.notes(explain=False))
-    return deployment.llm_name, deployment.context_length, times, notes
+    return _Served(
+        name=deployment.llm_name,
+        context_length=deployment.context_length,
+        is_encoder_decoder=deployment.is_encoder_decoder,
+        times=times,
+        notes=(f"{deployment.name}, {deployment.policy_name}, simulated", *deployment.notes(explain=False)),
+    )

@@ -46,6 +46,8 @@ class SimulatorSettings:
     context_length: int
     """Tokens of prompt and reply together."""
     times: Times
+    is_encoder_decoder: bool = False
+    """Whether the LLM encodes the prompt first."""
     http_address: str = "127.0.0.1:8000"
     """Port 0: any free one."""
     grpc_address: str | None = "127.0.0.1:8033"

@@ -77,9 +77,9 @@ class TgiEndpoints:
         )
 
     async def _answer(self, request: web.Request, send: _Send) -> web.StreamResponse:
-        content = await request.read()
         exchange = Exchange(self._service, request)
         try:
+            content = await exchange.read()
             exchange.admit()
             return await send(exchange, parse(content))
         except InvalidInputError as error:
@@ -91,7 +91,7 @@ class TgiEndpoints:
 
     async def _send_stream(self, exchange: Exchange, body: GenerateRequest) -> web.StreamResponse:
         try:
-            job = self._job(body, is_stream=True)
+            job = await self._job(exchange, body, is_stream=True)
             frames = TgiStream(
                 texts=exchange.texts(job.generation),
                 generation=job.generation,
@@ -110,7 +110,7 @@ class TgiEndpoints:
     async def _send_whole(
         self, exchange: Exchange, body: GenerateRequest, *, is_list: bool = False
     ) -> web.StreamResponse:
-        job = self._job(body, is_stream=False)
+        job = await self._job(exchange, body, is_stream=False)
 
         def whole() -> object:
             reply = whole_body(
@@ -127,12 +127,12 @@ class TgiEndpoints:
         except Refusal as refusal:  # the model server failed
             raise Refusal(424, generation_failure(refusal.message)) from refusal
 
-    def _job(self, body: GenerateRequest, *, is_stream: bool) -> Job:
+    async def _job(self, exchange: Exchange, body: GenerateRequest, *, is_stream: bool) -> Job:
         """Say what to generate; raises Refusal with what TGI would refuse."""
         service, given = self._service, body.parameters
         max_input_tokens = service.context_length - 1
         problems = body.problems(max_input_tokens=max_input_tokens, is_stream=is_stream)
-        ids = service.tokenizer.encode(body.inputs)
+        ids = await exchange.encode(body.inputs)
         if given.truncate is not None and given.truncate > 0:
             ids = ids[-given.truncate :]
         input_tokens = len(ids)
@@ -149,8 +149,6 @@ class TgiEndpoints:
         request = GenerationRequest(
             prompt=ids,
             max_tokens=max_new_tokens,
-            min_tokens=0,
-            ignore_eos=False,
             stop=tuple(filter(None, given.stop)),
             seed=None if given.seed is None else given.seed % _SEEDS,
             include_stop=True,

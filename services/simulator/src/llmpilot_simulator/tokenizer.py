@@ -7,7 +7,8 @@ token, as with the tokenizers of real LLMs.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,15 @@ class Tokenizer:
         if len(ids) > _REMEMBERED_PIECES:
             ids.clear()
         return list(map(ids.__getitem__, _PIECE.findall(text)))
+
+    def encode_parts(self, text: str, part_tokens: int) -> Iterator[list[int]]:
+        """Give the ids of a text that is too long to encode at once, so many at a time."""
+        ids = self._ids
+        pieces = (match[0] for match in _PIECE.finditer(text))
+        while part := list(map(ids.__getitem__, islice(pieces, part_tokens))):
+            yield part
+            if len(ids) > _REMEMBERED_PIECES:
+                ids.clear()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of some tokens; an id that no text has becomes U+FFFD."""

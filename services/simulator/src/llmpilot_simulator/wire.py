@@ -260,10 +260,11 @@ def write_tokenized(request: pb.BatchedTokenizeRequest, tokenizer: Tokenizer) ->
     )
 
 
-def write_model_info(limits: Limits) -> pb.ModelInfoResponse:
+def write_model_info(limits: Limits, *, is_encoder_decoder: bool) -> pb.ModelInfoResponse:
     """Describe the server."""
+    kinds = pb.ModelInfoResponse
     return pb.ModelInfoResponse(
-        model_kind=pb.ModelInfoResponse.DECODER_ONLY,
+        model_kind=kinds.ENCODER_DECODER if is_encoder_decoder else kinds.DECODER_ONLY,
         max_sequence_length=limits.context_length,
         max_new_tokens=limits.max_new_tokens,
     )
