@@ -17,10 +17,12 @@ from llmpilot_perfmodel.gpu_catalogue import load_catalogue
 from llmpilot_perfmodel.llm_config import parse_llm
 from llmpilot_perfmodel.precision import precision_named
 from llmpilot_perfmodel.sizes import llm_work
+from llmpilot_perfmodel.steps.calibration import StepPrior
 from llmpilot_perfmodel.steps.fitted import bundled_constants, measured_name
 from llmpilot_perfmodel.steps.roofline import (
     MeasuredConstants,
     fit_factors,
+    priors_from_others,
     roofline_constants,
     with_uncertainty,
     write_factors,
@@ -62,6 +64,15 @@ def main() -> None:
             errors = [e for s in chosen for e in errors_after_calibration(s, requests, fitted_users=fitted_users)]
             show(f"users {', '.join(map(str, fitted_users))}", name, errors)
             if fitted_users == (8,):
+                known = priors_of(chosen, measured)
+                errors = [
+                    e
+                    for s in chosen
+                    for e in errors_after_calibration(
+                        s, requests, fitted_users=fitted_users, prior=known.get((s.llm, s.gpu_profile))
+                    )
+                ]
+                show("  and other LLMs", name, errors)
                 for users in sorted({error.users_count for error in errors}):
                     show("", f"  {users} users", [error for error in errors if error.users_count == users])
     for name, chosen in groups(servers).items():
@@ -70,11 +81,14 @@ def main() -> None:
 
 def groups(servers: Iterable[MeasuredServer]) -> dict[str, list[MeasuredServer]]:
     """Return the servers by what they have in common."""
-    names = ("flash decoders", "padded decoders", "encoder-decoders")
+    names = ("flash decoders", "padded decoders", "all decoders", "encoder-decoders")
     of: dict[str, list[MeasuredServer]] = {name: [] for name in names}
     for server in servers:
-        is_encoder_decoder = server.llm.startswith(("google/", "bigscience/"))
-        of[names[2] if is_encoder_decoder else names[server.is_padded]].append(server)
+        if server.llm.startswith(("google/", "bigscience/")):
+            of["encoder-decoders"].append(server)
+        else:
+            of[names[server.is_padded]].append(server)
+            of["all decoders"].append(server)
     return of
 
 
@@ -99,6 +113,15 @@ def measured_constants() -> dict[tuple[str, str], MeasuredConstants]:
         work = llm_work(parse_llm(json.dumps(configs[llm])), profile.gpu_count, precision_named("fp16"))
         samples[llm, profile_name] = MeasuredConstants(llm=llm, work=work, profile=profile, constants=fitted.constants)
     return samples
+
+
+def priors_of(
+    servers: Iterable[MeasuredServer], measured: dict[tuple[str, str], MeasuredConstants]
+) -> dict[tuple[str, str], StepPrior]:
+    """Return what the others of its kind say of each flash decoder and encoder-decoder; padded decoders are too few."""
+    samples = [measured[server.llm, server.gpu_profile] for server in servers]
+    kinds = ([s for s in samples if s.work.encoder_layer_count], [s for s in samples if not s.work.is_padded])
+    return {key: prior for kind in kinds if kind for key, prior in priors_from_others(kind).items()}
 
 
 def unmeasured(

@@ -4,13 +4,14 @@ Every tolerance is what is reached now plus about a tenth. The errors are absolu
 requests, ITL over tokens) or of the throughput, their mean taken over load tests with less than 1 % of failed requests.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 from llmpilot_perfmodel.csv_table import bundled_table
-from llmpilot_perfmodel.steps.calibration import fit_steps
+from llmpilot_perfmodel.steps.calibration import StepPrior, fit_steps
 from llmpilot_perfmodel.steps.fitted import bundled_constants
 from llmpilot_perfmodel.steps.iterations import ServerSteps
 from llmpilot_perfmodel.steps.step_time import StepConstants
@@ -27,60 +28,81 @@ ENCODER_DECODERS = ("google/flan-t5-xl", "google/flan-t5-xxl", "google/flan-ul2"
 
 
 def _errors(
-    servers: Iterable[MeasuredServer], requests: FixedList, llms: tuple[str, ...], fitted_users: tuple[int, ...]
+    servers: Iterable[MeasuredServer],
+    requests: FixedList,
+    llms: tuple[str, ...],
+    fitted_users: tuple[int, ...],
+    priors: Mapping[tuple[str, str], StepPrior] = MappingProxyType({}),
 ) -> tuple[int, float, float, float]:
     errors = [
         error
         for server in servers
         if server.llm in llms
-        for error in errors_after_calibration(server, requests, fitted_users=fitted_users)
+        for error in errors_after_calibration(
+            server, requests, fitted_users=fitted_users, prior=priors.get((server.llm, server.gpu_profile))
+        )
     ]
     mean = mean_absolute_percent(errors)
     return len(errors), mean["throughput_tokens_per_second"], mean["ttft_ms"], mean["itl_ms"]
 
 
-def test_flash_decoders_from_the_8_user_run_alone(servers: tuple[MeasuredServer, ...], requests: FixedList) -> None:
-    """Reached 7.8, 8.4, 6.1; the aim was 6, 9, 5."""
-    count, throughput, ttft, itl = _errors(servers, requests, FLASH_DECODERS, (8,))
+def test_flash_decoders_from_the_8_user_run_alone(
+    servers: tuple[MeasuredServer, ...], requests: FixedList, priors: Mapping[tuple[str, str], StepPrior]
+) -> None:
+    """Reached 5.9, 7.3, 4.0 (without what other LLMs say 6.1, 7.7, 5.5)."""
+    count, throughput, ttft, itl = _errors(servers, requests, FLASH_DECODERS, (8,), priors)
     assert count == 202
-    assert throughput < 8.5
+    assert throughput < 6
+    assert ttft < 8
+    assert itl < 4.4
+
+
+def test_all_decoders_from_the_8_user_run_alone(
+    servers: tuple[MeasuredServer, ...], requests: FixedList, priors: Mapping[tuple[str, str], StepPrior]
+) -> None:
+    """The aim; reached 5.9, 8.1, 4.9. Of the padded ones there are too few to say anything of each other."""
+    count, throughput, ttft, itl = _errors(servers, requests, FLASH_DECODERS + PADDED_DECODERS, (8,), priors)
+    assert count == 220
+    assert throughput < 6
     assert ttft < 9
-    assert itl < 6.7
+    assert itl < 5
 
 
 def test_flash_decoders_from_the_8_and_64_user_runs(servers: tuple[MeasuredServer, ...], requests: FixedList) -> None:
-    """Reached 4.8, 6.6, 3.4; the aim was 4, 7, 3."""
+    """Reached 4.5, 6.4, 2.9; the aim was 4, 7, 3."""
     count, throughput, ttft, itl = _errors(servers, requests, FLASH_DECODERS, (8, 64))
     assert count == 175
-    assert throughput < 5.3
+    assert throughput < 4.9
     assert ttft < 7
-    assert itl < 3.7
+    assert itl < 3
 
 
 def test_padded_decoders_from_the_8_and_64_user_runs(servers: tuple[MeasuredServer, ...], requests: FixedList) -> None:
-    """Reached 7.1, 19.6, 14.2: padding makes a step's time depend on who is in the batch with whom."""
+    """Reached 5.7, 17.7, 13.9: padding makes a step's time depend on who is in the batch with whom."""
     count, throughput, ttft, itl = _errors(servers, requests, PADDED_DECODERS, (8, 64))
     assert count == 16
-    assert throughput < 8
-    assert ttft < 21.5
-    assert itl < 15.5
+    assert throughput < 6.4
+    assert ttft < 19.5
+    assert itl < 15.3
 
 
 def test_encoder_decoders_from_the_8_and_64_user_runs(servers: tuple[MeasuredServer, ...], requests: FixedList) -> None:
-    """Reached 8.8, 11.9, 10.2; the aim was 15."""
+    """Reached 7.5, 11.2, 8.9; the aim was 15."""
     count, throughput, ttft, itl = _errors(servers, requests, ENCODER_DECODERS, (8, 64))
     assert count == 158
-    assert throughput < 10
-    assert ttft < 13
-    assert itl < 11.5
+    assert throughput < 8.3
+    assert ttft < 12.4
+    assert itl < 9.8
 
 
-def test_encoder_decoders_from_the_8_user_run_alone(servers: tuple[MeasuredServer, ...], requests: FixedList) -> None:
-    """Reached 18.0, 16.1, 18.9; the aim was 15: their batches are copied whenever a request ends."""
-    _, throughput, ttft, itl = _errors(servers, requests, ENCODER_DECODERS, (8,))
-    assert throughput < 20
-    assert ttft < 18
-    assert itl < 21
+def test_encoder_decoders_from_the_8_user_run_alone(
+    servers: tuple[MeasuredServer, ...], requests: FixedList, priors: Mapping[tuple[str, str], StepPrior]
+) -> None:
+    """Reached 10.4, 12.4, 17.8 (without what other LLMs say 11.6, 13.2, 20.9); the aim was 15."""
+    _, throughput, ttft, itl = _errors(servers, requests, ENCODER_DECODERS, (8,), priors)
+    assert throughput < 11.5
+    assert ttft < 13.6
+    assert itl < 19.5
 
 
 def _seconds_over_fitted(steps: ServerSteps, constants: StepConstants) -> float:
@@ -88,6 +110,7 @@ def _seconds_over_fitted(steps: ServerSteps, constants: StepConstants) -> float:
         (steps.decode_sequences > 0) * constants.decode_seconds
         + steps.decode_sequences * constants.decode_seconds_per_sequence
         + steps.decode_cached_tokens * constants.decode_seconds_per_cached_token
+        + steps.moved_tokens * constants.decode_seconds_per_moved_token
         + (steps.prefill_requests > 0) * constants.prefill_seconds
         + steps.prefill_tokens * constants.prefill_seconds_per_token
         + steps.prefill_requests * constants.prefill_seconds_per_request

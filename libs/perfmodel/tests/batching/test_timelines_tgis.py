@@ -1,12 +1,13 @@
 """Timelines by hand: a decode takes 1 + sequences / 2 seconds, a prefill 2 + tokens / 4 + requests / 2."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from llmpilot_perfmodel.batching.engine import Engine
 from llmpilot_perfmodel.batching.policies import TgiPolicy, TgisPolicy
-from llmpilot_perfmodel.steps.step_time import StepTables
+from llmpilot_perfmodel.steps.step_time import StepConstants, StepTables
 
 Drive = Callable[..., list[list[float]]]
 
@@ -23,6 +24,17 @@ def tgi(tables: StepTables, max_batch_total_tokens: int, **settings: object) -> 
 def test_requests_that_wait_together_are_prefilled_and_decoded_together(drive: Drive, tables: StepTables) -> None:
     """Prefill 2 + 12/4 + 2/2 = 6; decodes of 2 and then of 1: 2 and 1.5."""
     assert drive(tgis(tables, 100), [(0, 4, 3), (0, 8, 2)]) == [[6, 8, 9.5], [6, 8]]
+
+
+def test_decode_after_a_request_has_left_or_joined_moves_the_cache(drive: Drive, constants: StepConstants) -> None:
+    """A quarter of a second a token. One leaves at 8: the other's 4 + 2 tokens are moved, 1.5 + 6/4 = 3.
+
+    Below, the first decodes at 5 and 6.5, the second is prefilled until 10; the decode of both moves 7 + 5 tokens.
+    """
+    tables = replace(constants, decode_seconds_per_moved_token=0.25).tables()
+    assert drive(tgis(tables, 100), [(0, 4, 3), (0, 8, 2)]) == [[6, 8, 11], [6, 8]]
+    requests = [(0, 4, 6), (5.5, 4, 2)]
+    assert drive(tgis(tables, 100), requests)[1] == [10, 10 + 2 + 12 / 4]
 
 
 def test_batch_that_is_about_to_complete_is_not_disturbed(drive: Drive, tables: StepTables) -> None:

@@ -7,7 +7,7 @@ import pytest
 from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_perfmodel.batching.policies import TgisPolicy
 from llmpilot_perfmodel.batching.simulation import simulate_arrivals
-from llmpilot_perfmodel.steps.calibration import CONSTANT_NAMES, fit_steps, largest_batch_tokens
+from llmpilot_perfmodel.steps.calibration import CONSTANT_NAMES, StepPrior, fit_steps, largest_batch_tokens
 from llmpilot_perfmodel.steps.iterations import ServerSteps, TokenTimeline, rebuild_steps
 from llmpilot_perfmodel.steps.step_time import StepConstants
 
@@ -19,6 +19,7 @@ TRUE = StepConstants(
     prefill_seconds=15.3e-3,
     prefill_seconds_per_token=43.2e-6,
     prefill_seconds_per_request=4.15e-3,
+    decode_seconds_per_moved_token=0.8e-6,
 )
 
 
@@ -55,14 +56,14 @@ def test_a_fit_finds_the_constants_that_a_timeline_was_made_with(is_padded: bool
     fit = fit_steps(_simulated(is_padded=is_padded))
     for name in CONSTANT_NAMES:
         assert getattr(fit.constants, name) == pytest.approx(getattr(TRUE, name), rel=1e-3), name
-    assert fit.decode_error < 1e-6
+    assert fit.decode_error < 1e-4
 
 
 def test_whole_milliseconds_move_no_constant_by_more_than_a_tenth() -> None:
-    """The cached tokens' constant is .2 ms of a step of 15: it may move by a quarter."""
+    """The constants of cached tokens are .2 ms of a step of 15: they may move by a quarter."""
     fit = fit_steps(_simulated(2.0, round_seconds=1e-3), _simulated(8.0, round_seconds=1e-3))
     for name in CONSTANT_NAMES:
-        tolerance = 0.25 if name == "decode_seconds_per_cached_token" else 0.1
+        tolerance = 0.25 if "cached" in name or "moved" in name else 0.1
         assert getattr(fit.constants, name) == pytest.approx(getattr(TRUE, name), rel=tolerance), name
     assert fit.decode_error < 0.03
 
@@ -105,6 +106,44 @@ def test_a_constant_is_never_negative() -> None:
     fit = fit_steps(replace(steps, seconds=steps.seconds - 1.5e-6 * steps.decode_cached_tokens))
     assert min(getattr(fit.constants, name) for name in CONSTANT_NAMES) >= 0
     assert fit.constants.decode_seconds_per_cached_token == 0
+
+
+def _times(factor: float) -> StepConstants:
+    return StepConstants(**{name: factor * getattr(TRUE, name) for name in CONSTANT_NAMES})
+
+
+def test_a_prior_tells_apart_what_batches_of_one_size_cannot() -> None:
+    """Per step and per sequence: the prior is sure of the second alone."""
+    steps = _simulated()
+    sequences = int(np.bincount(steps.decode_sequences[steps.prefill_requests == 0]).argmax())
+    kept = np.flatnonzero((steps.decode_sequences == sequences) | (steps.decode_sequences == 0))
+    alike = replace(
+        steps,
+        **{name: getattr(steps, name)[kept] for name in ServerSteps.__dataclass_fields__ if name != "left_out_count"},
+    )
+    uncertainty = {"decode_seconds": 1.0, "decode_seconds_per_sequence": 0.01}
+    fit = fit_steps(alike, prior=StepPrior(constants=replace(TRUE, decode_seconds=0.03), uncertainty=uncertainty))
+    assert fit.constants.decode_seconds == pytest.approx(TRUE.decode_seconds, rel=0.01)
+    assert fit_steps(alike).constants.decode_seconds != pytest.approx(TRUE.decode_seconds, rel=0.1)
+
+
+def test_steps_that_tell_every_constant_outweigh_a_wrong_prior() -> None:
+    prior = StepPrior(constants=_times(1.5), uncertainty=dict.fromkeys(CONSTANT_NAMES, 0.3))
+    fit = fit_steps(_simulated(), prior=prior)
+    assert fit.constants.decode_seconds == pytest.approx(TRUE.decode_seconds, rel=0.02)
+    assert fit.constants.prefill_seconds_per_token == pytest.approx(TRUE.prefill_seconds_per_token, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        StepPrior(constants=_times(1.5), uncertainty={}),
+        StepPrior(constants=_times(0.0), uncertainty=dict.fromkeys(CONSTANT_NAMES, 0.1)),
+    ],
+)
+def test_a_prior_that_knows_nothing_changes_nothing(prior: StepPrior) -> None:
+    steps = _simulated(round_seconds=1e-3)
+    assert fit_steps(steps, prior=prior) == fit_steps(steps)
 
 
 def test_the_largest_batch_counts_the_tokens_after_the_decode() -> None:

@@ -46,6 +46,12 @@ def test_every_step_of_two_requests_is_rebuilt() -> None:
     assert steps.decode_cached_tokens.tolist() == [0, 101, 102, 0, 103 + 31, 104 + 32, 33]
 
 
+def test_the_cache_is_moved_by_the_decode_after_a_request_has_joined_or_left() -> None:
+    """B joins before the decode until 155, A leaves before the one until 200; nothing is moved for the first alone."""
+    steps = rebuild_steps(_timeline(TWO_REQUESTS), is_padded=False)
+    assert steps.moved_tokens.tolist() == [0, 0, 0, 0, 103 + 31, 0, 33]
+
+
 def test_a_padding_server_pays_for_the_longest_sequence() -> None:
     steps = rebuild_steps(_timeline(TWO_REQUESTS), is_padded=True)
     assert steps.decode_cached_tokens.tolist() == [0, 101, 102, 0, 2 * 103, 2 * 104, 33]

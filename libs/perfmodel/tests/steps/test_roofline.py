@@ -16,6 +16,7 @@ from llmpilot_perfmodel.steps.roofline import (
     fit_factors,
     link_bytes_per_second,
     peak_flops_per_second,
+    priors_from_others,
     read_factors,
     roofline_constants,
     with_uncertainty,
@@ -116,6 +117,43 @@ def test_a_fit_finds_the_factors_that_constants_were_made_with() -> None:
         for field in fields(StepConstants):
             assert getattr(again, field.name) == pytest.approx(getattr(sample.constants, field.name), rel=1e-6)
     assert max(with_uncertainty(samples).uncertainty.values()) < 1e-6
+
+
+def _samples(**slower: float) -> list[MeasuredConstants]:
+    """Return servers as fast as the roofline says, but for the LLMs that take this many times as long."""
+    samples = []
+    for llm in ("Llama-2-7b", "Llama-2-13b", "Llama-3.1-70B"):
+        for profile_name in ("4xH100-80GB", "4xA100-80GB"):
+            constants = _constants(f"meta-llama/{llm}", profile_name)
+            times = {
+                f.name: slower.get(llm.split("-")[-1], 1.0) * getattr(constants, f.name) for f in fields(constants)
+            }
+            samples.append(
+                MeasuredConstants(
+                    llm=llm,
+                    work=_work(f"meta-llama/{llm}", 4),
+                    profile=GPUS.require(profile_name),
+                    constants=StepConstants(**times),
+                )
+            )
+    return samples
+
+
+def test_a_prior_knows_nothing_of_the_llm_that_it_is_for() -> None:
+    priors, slower = priors_from_others(_samples()), priors_from_others(_samples(**{"7b": 3.0}))
+    assert slower["Llama-2-7b", "4xH100-80GB"] == priors["Llama-2-7b", "4xH100-80GB"]
+    assert slower["Llama-2-13b", "4xH100-80GB"] != priors["Llama-2-13b", "4xH100-80GB"]
+
+
+def test_a_prior_is_less_certain_where_the_other_llms_differ() -> None:
+    key = ("Llama-2-13b", "4xH100-80GB")
+    differ = priors_from_others(_samples(**{"7b": 3.0}))[key].uncertainty["decode_seconds"]
+    assert differ > priors_from_others(_samples())[key].uncertainty["decode_seconds"]
+
+
+def test_one_other_llm_is_too_few_for_a_prior() -> None:
+    with pytest.raises(InvalidInputError, match="at least one server"):
+        priors_from_others(sample for sample in _samples() if sample.llm != "Llama-3.1-70B")
 
 
 def test_nothing_to_fit_on_is_refused() -> None:

@@ -42,7 +42,7 @@ def tiny_profile() -> StepTables:
         for context in DECODE_CACHED
     ]
     parts = (DENSE_TOKENS, DENSE_SECONDS, HEAD_SEQUENCES, HEAD_SECONDS, *axes, attention)
-    return StepTables((0.0,) * 7, ProfileSizes(3, 2, 3, 2, 2, 2), np.concatenate(parts))
+    return StepTables((0.0,) * 8, ProfileSizes(3, 2, 3, 2, 2, 2), np.concatenate(parts))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,7 @@ def test_every_constant_that_is_no_time_is_listed() -> None:
         prefill_seconds_per_token=-2,
         prefill_seconds_per_request=float("-inf"),
         prefill_seconds_per_token_pair=-1e-9,
+        decode_seconds_per_moved_token=-1e-9,
     )
     with pytest.raises(InvalidInputError) as caught:
         wrong.tables()
@@ -125,6 +126,7 @@ def test_constants_and_profile_add_up() -> None:
         prefill_pairs=st.floats(0, 1e7),
         decode_sequences=st.integers(0, 300),
         decode_cached_tokens=st.integers(0, 10**6),
+        moved_tokens=st.integers(0, 10**6),
     ),
     field=st.sampled_from(StepLoad._fields),
     factor=st.integers(1, 4),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from llmpilot_perfmodel.steps.calibration import fit_steps, largest_batch_tokens
+from llmpilot_perfmodel.steps.calibration import StepPrior, fit_steps, largest_batch_tokens
 from llmpilot_perfmodel.steps.iterations import ServerSteps, rebuild_steps
 from llmpilot_perfmodel.steps.step_time import StepConstants
 from llmpilot_recommender.calibration_source import LoadTest
@@ -73,16 +73,16 @@ def measured_servers(tests: Iterable[LoadTest]) -> tuple[MeasuredServer, ...]:
 
 
 def errors_after_calibration(
-    server: MeasuredServer, requests: FixedList, *, fitted_users: Iterable[int]
+    server: MeasuredServer, requests: FixedList, *, fitted_users: Iterable[int], prior: StepPrior | None = None
 ) -> list[ReplayError]:
     """Return the errors on the clean levels other than those of `fitted_users`, whose clean ones are fitted on.
 
-    Empty where none of `fitted_users` is clean.
+    prior: what other LLMs' servers say of the constants. Empty where none of `fitted_users` is clean.
     """
     chosen = sorted(set(fitted_users).intersection(server.clean_users))
     if not chosen:
         return []
-    constants = fit_steps(*(server.steps[users] for users in chosen)).constants
+    constants = fit_steps(*(server.steps[users] for users in chosen), prior=prior).constants
     known = [server.tests[users] for users in chosen]
     return errors_with(
         server, requests, constants, known=known, tested_users=set(server.clean_users) - set(fitted_users)

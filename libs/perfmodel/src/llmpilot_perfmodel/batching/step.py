@@ -93,7 +93,10 @@ def _plan_prefill_or_decode(state: State, rules: Rules) -> None:
 
 @compiled
 def _decode_load(state: State, rules: Rules) -> StepLoad:
-    return StepLoad(0, 0, 0.0, state.counters[RUNNING], batch_tokens(state, rules))
+    counters = state.counters
+    tokens = batch_tokens(state, rules)
+    has_changed = rules.kind == TGIS and (counters[FINISHED_COUNT] > 0 or counters[MUST_DECODE] > 0)
+    return StepLoad(0, 0, 0.0, counters[RUNNING], tokens, tokens if has_changed else 0)
 
 
 @compiled
@@ -110,7 +113,7 @@ def _prefill_load(state: State, rules: Rules) -> StepLoad:
     if rules.is_padded or rules.max_paddings >= 0:
         tokens = longest * requests
         pairs = token_pairs(0, longest) * requests
-    return StepLoad(requests, tokens, pairs, 0, 0)
+    return StepLoad(requests, tokens, pairs, 0, 0, 0)
 
 
 @compiled
@@ -126,7 +129,7 @@ def _mixed_load(state: State) -> StepLoad:
             requests += 1
             tokens += new
             pairs += token_pairs(before, new)
-    return StepLoad(requests, tokens, pairs, sequences, cached)
+    return StepLoad(requests, tokens, pairs, sequences, cached, 0)
 
 
 @compiled

@@ -5,6 +5,7 @@ Source: the linear form fits the steps in the raw records of Lazuka et al., 2024
 standard errors White's (1980).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -22,6 +23,9 @@ _LEAST_SCALE = 0.005
 """Relative: below it, deviations are rounding."""
 _DEVIATION_OF_MEDIAN = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation."""
+_SYSTEMATIC_VARIANCE = 1e-5
+"""Square of the .3 % of a step's time by which the linear form is off however many steps there are: against a prior,
+a run counts for no more than that."""
 _LONGEST_PAUSE = 5.0
 """Times the fitted prefill: what is beyond it counts as a fault of the test, not as part of the server's speed."""
 
@@ -42,6 +46,16 @@ class StepFit:
     """The most tokens that the batch held after a decode, padding included where the server pads."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPrior:
+    """What is known of a server's constants before its own steps are seen."""
+
+    constants: StepConstants
+    """A constant of 0 is not known at all."""
+    uncertainty: Mapping[str, float]
+    """Relative, by constant; one that is missing or 0 is not known at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     """One row per step: its work by constant, its time, and the weight of its run."""
@@ -53,14 +67,16 @@ class _Table:
     prefills: Booleans
 
 
-def fit_steps(*runs: ServerSteps) -> StepFit:
+def fit_steps(*runs: ServerSteps, prior: StepPrior | None = None) -> StepFit:
     """Return the constants that fit the steps best, relative to each step's time; every run weighs the same.
+
+    prior: holds the constants that these steps cannot tell apart, as in one run of few users, near to what it says.
 
     Outliers are held back; then the prefill constants are raised so that all prefills together take the measured time,
     because their pauses are part of what a user waits for. Raises InvalidInputError where there are too few steps.
     """
     table = _table(runs)
-    constants, errors = _robust_fit(table)
+    constants, errors = _robust_fit(table, prior)
     constants = _with_pauses(constants, table)
     deviations = np.abs(table.work @ constants / table.seconds - 1)
     alone = table.prefills & ~table.decodes
@@ -112,6 +128,7 @@ def _work(run: ServerSteps) -> Floats:
         "prefill_seconds": run.prefill_requests > 0,
         "prefill_seconds_per_token": run.prefill_tokens,
         "prefill_seconds_per_request": run.prefill_requests,
+        "decode_seconds_per_moved_token": run.moved_tokens,
     }
     nothing = np.zeros(len(run))
     return np.column_stack([columns.get(name, nothing) for name in CONSTANT_NAMES]).astype(np.float64)
@@ -121,16 +138,31 @@ def _constants(values: Floats) -> StepConstants:
     return StepConstants(**dict(zip(CONSTANT_NAMES, values.tolist(), strict=True)))
 
 
-def _robust_fit(table: _Table) -> tuple[Floats, Floats]:
+def _robust_fit(table: _Table, prior: StepPrior | None) -> tuple[Floats, Floats]:
     """Return coefficients >= 0 and their standard errors, by reweighted least squares of relative deviations."""
     relative = table.work / table.seconds[:, None]
+    known, precisions = _prior_rows(prior)
+    rows = np.concatenate([relative, known])
     weights = table.run_weights
     for _ in range(_ROUNDS):
-        coefficients, errors = _weighted_fit(relative, weights)
+        prior_weights = _SYSTEMATIC_VARIANCE * precisions * weights.sum()
+        coefficients, errors = _weighted_fit(rows, np.concatenate([weights, prior_weights]))
         deviations = np.abs(relative @ coefficients - 1)
         limit = _HUBER_DEVIATIONS * max(_LEAST_SCALE, _DEVIATION_OF_MEDIAN * float(np.median(deviations)))
         weights = table.run_weights * np.minimum(1.0, limit / np.maximum(deviations, limit / 1e6))
     return coefficients, errors
+
+
+def _prior_rows(prior: StepPrior | None) -> tuple[Floats, Floats]:
+    """Return a row for each constant that the prior knows, 1 where the constant is what it says, and its precision."""
+    if prior is None:
+        return np.empty((0, len(CONSTANT_NAMES))), np.empty(0)
+    values = np.array([getattr(prior.constants, name) for name in CONSTANT_NAMES])
+    uncertainty = np.array([prior.uncertainty.get(name, 0.0) for name in CONSTANT_NAMES])
+    known = np.flatnonzero((values > 0) & (uncertainty > 0))
+    rows = np.zeros((len(known), len(CONSTANT_NAMES)))
+    rows[np.arange(len(known)), known] = 1 / values[known]
+    return rows, uncertainty[known] ** -2
 
 
 def _weighted_fit(relative: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -50,6 +50,8 @@ class ServerSteps:
     """0: a prefill alone."""
     decode_cached_tokens: Integers
     """Padded to the longest sequence where the server pads."""
+    moved_tokens: Integers
+    """The same where sequences have joined or left the batch since the last decode, else 0."""
     prefill_requests: Integers
     """0: a decode alone."""
     prefill_tokens: Integers
@@ -185,10 +187,14 @@ class _Clusters:
             & ((old > 0) | (requests > 0))
         )
         kept = np.flatnonzero(usable)
+        cached = self._cached_tokens(old, is_padded=is_padded)
+        before = np.where(is_prefill, new, old)  # a prefill into an idle server moves nothing
+        has_changed = (old != np.concatenate([[0], before[:-1]])) | (requests > 0)
         return ServerSteps(
             seconds=seconds[kept],
             decode_sequences=old[kept],
-            decode_cached_tokens=self._cached_tokens(old, is_padded=is_padded)[kept],
+            decode_cached_tokens=cached[kept],
+            moved_tokens=np.where(has_changed, cached, 0)[kept],
             prefill_requests=requests[kept],
             prefill_tokens=prompt_tokens[kept],
             prefill_pairs=pairs[kept],

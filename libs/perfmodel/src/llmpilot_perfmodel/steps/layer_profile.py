@@ -109,7 +109,7 @@ def _tables(layers: Curve, head: Curve, attention: AttentionGrid, layer_count: i
     axes = (attention.chunks, attention.prefill_cached, attention.sequences, attention.decode_cached)
     parts = (layers.nodes, layers.seconds, head.nodes, head.seconds, *axes, layer_count * attention.seconds.ravel())
     return StepTables(
-        constants=(0.0,) * 7,
+        constants=(0.0,) * 8,
         sizes=ProfileSizes(len(layers.nodes), len(head.nodes), *(len(nodes) for nodes in axes)),
         profile=np.concatenate(parts),
     )

@@ -20,6 +20,7 @@ from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_perfmodel.csv_table import CsvTable, bundled_table
 from llmpilot_perfmodel.gpu_catalogue import Gpu, GpuProfile
 from llmpilot_perfmodel.sizes import LlmWork
+from llmpilot_perfmodel.steps.calibration import StepPrior
 from llmpilot_perfmodel.steps.step_time import StepConstants
 
 _TABLE = "roofline_constants.csv"
@@ -113,6 +114,7 @@ def _parts(work: LlmWork, profile: GpuProfile) -> dict[str, dict[str, float]]:
             "cache": work.kv_bytes_per_token / bandwidth,
             "flops": work.decode_attention_flops_per_pair / peak,
         },
+        "decode_seconds_per_moved_token": {"cache": work.kv_bytes_per_token / bandwidth},
         "prefill_seconds": {"layer": layers, "split_layer": is_split * layers, "weights": weights},
         "prefill_seconds_per_token": {"flops": work.prefill_flops_per_token / peak, "exchange": exchange},
         "prefill_seconds_per_request": {
@@ -155,6 +157,23 @@ def with_uncertainty(measured: Iterable[MeasuredConstants]) -> RooflineFactors:
         constant: float(np.median(of_constant)) for constant, of_constant in deviations.items() if of_constant
     }
     return RooflineFactors(factors=factors.factors, uncertainty=uncertainty)
+
+
+def priors_from_others(measured: Iterable[MeasuredConstants]) -> dict[tuple[str, str], StepPrior]:
+    """Return what the other LLMs' servers say of each server's constants, by LLM and name of the GPU profile.
+
+    Raises InvalidInputError where there are fewer than two other LLMs: their spread is the uncertainty.
+    """
+    measured = list(measured)
+    priors = {}
+    for llm in sorted({sample.llm for sample in measured}):
+        factors = with_uncertainty(sample for sample in measured if sample.llm != llm)
+        for sample in measured:
+            if sample.llm == llm:
+                priors[llm, sample.profile.name] = StepPrior(
+                    constants=roofline_constants(sample.work, sample.profile, factors), uncertainty=factors.uncertainty
+                )
+    return priors
 
 
 def _nearest(rows: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

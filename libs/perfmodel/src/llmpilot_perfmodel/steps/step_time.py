@@ -15,7 +15,7 @@ from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_perfmodel.compiled import compiled
 
 _Floats = npt.NDArray[np.float64]
-_Constants = tuple[float, float, float, float, float, float, float]
+_Constants = tuple[float, float, float, float, float, float, float, float]
 
 
 class StepLoad(NamedTuple):
@@ -29,6 +29,8 @@ class StepLoad(NamedTuple):
     decode_sequences: int
     decode_cached_tokens: int
     """Context of the decoding sequences, padding included where the server pads."""
+    moved_tokens: int = 0
+    """The same where sequences have joined or left the batch since the last decode, else 0."""
 
 
 class ProfileSizes(NamedTuple):
@@ -60,7 +62,8 @@ class StepConstants:
     seconds = max(decode_seconds if anything decodes, prefill_seconds if anything prefills)
     + decode_seconds_per_sequence * sequences + decode_seconds_per_cached_token * cached tokens of those
     + prefill_seconds_per_token * new tokens + prefill_seconds_per_request * requests
-    + prefill_seconds_per_token_pair * (new, earlier or equal) token pairs.
+    + prefill_seconds_per_token_pair * (new, earlier or equal) token pairs
+    + decode_seconds_per_moved_token * moved tokens: what a server without pages takes to copy its cache.
     """
 
     decode_seconds: float
@@ -70,6 +73,7 @@ class StepConstants:
     prefill_seconds_per_token: float
     prefill_seconds_per_request: float
     prefill_seconds_per_token_pair: float = 0.0
+    decode_seconds_per_moved_token: float = 0.0
 
     def tables(self) -> StepTables:
         """Return what `step_seconds` reads; raise `InvalidInputError` with every constant that is no time."""
@@ -81,14 +85,15 @@ class StepConstants:
         ]
         if violations:
             raise InvalidInputError(violations)
-        base, sequence, cached, prefill, token, request, pair = values.values()
-        return StepTables((base, sequence, cached, prefill, token, request, pair), ProfileSizes(), np.empty(0))
+        base, sequence, cached, prefill, token, request, pair, moved = values.values()
+        constants = (base, sequence, cached, prefill, token, request, pair, moved)
+        return StepTables(constants, ProfileSizes(), np.empty(0))
 
 
 @compiled
 def step_seconds(tables: StepTables, load: StepLoad) -> float:
     """Return the seconds of a step: what the constants say plus what the layer profile says."""
-    decode, per_sequence, per_cached_token, prefill, per_token, per_request, per_pair = tables.constants
+    decode, per_sequence, per_cached_token, prefill, per_token, per_request, per_pair, per_moved = tables.constants
     base = 0.0
     if load.decode_sequences > 0:
         base = decode
@@ -101,6 +106,7 @@ def step_seconds(tables: StepTables, load: StepLoad) -> float:
         + per_token * load.prefill_tokens
         + per_request * load.prefill_requests
         + per_pair * load.prefill_pairs
+        + per_moved * load.moved_tokens
     )
     if tables.sizes.tokens > 0:
         seconds += _profile_seconds(tables.sizes, tables.profile, load)
