@@ -1,20 +1,40 @@
-import json
+import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from llmpilot_perfmodel.gpu_catalogue import load_catalogue
-from llmpilot_perfmodel.llm_config import parse_llm
-from llmpilot_perfmodel.precision import precision_named
-from llmpilot_perfmodel.sizes import llm_work
 from llmpilot_perfmodel.steps.calibration import StepPrior
-from llmpilot_perfmodel.steps.fitted import bundled_constants, measured_name
-from llmpilot_perfmodel.steps.roofline import MeasuredConstants, priors_from_others
+from llmpilot_perfmodel.steps.roofline import MeasuredConstants
 from llmpilot_recommender.calibration_source import load_tests
 from llmpilot_recommender.replay import FixedList
 from llmpilot_recommender.replay_accuracy import MeasuredServer, measured_servers
 
-CONFIGS = Path(__file__).parents[2] / "libs" / "perfmodel" / "tests" / "data" / "known_llms.json"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def _load_benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def load_benchmark() -> Callable[[str], ModuleType]:
+    """Load a benchmark by name, so that it prints what is tested here."""
+    return _load_benchmark
+
+
+@pytest.fixture(scope="session")
+def simulator_accuracy() -> ModuleType:
+    """The benchmark."""
+    return _load_benchmark("simulator_accuracy")
 
 
 @pytest.fixture(scope="session")
@@ -36,34 +56,18 @@ def requests(servers: tuple[MeasuredServer, ...]) -> FixedList:
 
 
 @pytest.fixture(scope="session")
-def measured() -> dict[tuple[str, str], MeasuredConstants]:
+def measured(simulator_accuracy: ModuleType) -> dict[tuple[str, str], MeasuredConstants]:
     """The bundled constants, with the sizes of their LLMs in 16 bits."""
-    configs = {measured_name(name): known["config"] for name, known in json.loads(CONFIGS.read_text()).items()}
-    gpus = load_catalogue()
-    samples = {}
-    for (llm, profile_name), fitted in bundled_constants().items():
-        profile = gpus.require(profile_name)
-        samples[llm, profile_name] = MeasuredConstants(
-            llm=llm,
-            work=llm_work(parse_llm(json.dumps(configs[llm])), profile.gpu_count, precision_named("fp16")),
-            profile=profile,
-            constants=fitted.constants,
-        )
-    return samples
-
-
-@pytest.fixture(scope="session")
-def flash_decoders(
-    measured: dict[tuple[str, str], MeasuredConstants],
-) -> dict[tuple[str, str], MeasuredConstants]:
-    """Those of the LLMs whose servers do not pad."""
-    return {key: sample for key, sample in measured.items() if not sample.work.is_padded}
+    constants: dict[tuple[str, str], MeasuredConstants] = simulator_accuracy.measured_constants()
+    return constants
 
 
 @pytest.fixture(scope="session")
 def priors(
-    measured: dict[tuple[str, str], MeasuredConstants], flash_decoders: dict[tuple[str, str], MeasuredConstants]
+    simulator_accuracy: ModuleType,
+    servers: tuple[MeasuredServer, ...],
+    measured: dict[tuple[str, str], MeasuredConstants],
 ) -> dict[tuple[str, str], StepPrior]:
     """What the other LLMs of the same kind say of a server; of the padded decoders there are too few."""
-    encoder_decoders = [sample for sample in measured.values() if sample.work.encoder_layer_count]
-    return priors_from_others(flash_decoders.values()) | priors_from_others(encoder_decoders)
+    known: dict[tuple[str, str], StepPrior] = simulator_accuracy.priors_of(servers, measured)
+    return known

@@ -1,7 +1,6 @@
 """Real vLLM 0.19 runs against simulated ones whose step times are per-layer profiles, with nothing fitted."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,16 +18,8 @@ REACHED = {
 
 
 @pytest.fixture(scope="module")
-def vllm_accuracy() -> ModuleType:
-    """The benchmark, so that it prints what is tested here."""
-    path = Path(__file__).parents[2] / "benchmarks" / "vllm_accuracy.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+def vllm_accuracy(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("vllm_accuracy")
 
 
 @pytest.mark.parametrize("gpu", GPUS)

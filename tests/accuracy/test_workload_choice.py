@@ -1,7 +1,6 @@
 """Offline runs of a real vLLM 0.2 against simulated ones; constants fitted on one LLM at two memory sizes."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,16 +17,8 @@ LARGE_LLMS = ("llama2-13b", "opt-13b")
 
 
 @pytest.fixture(scope="module")
-def workload_choice() -> ModuleType:
-    """The benchmark, so that it prints what is tested here."""
-    path = Path(__file__).parents[2] / "benchmarks" / "workload_choice.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+def workload_choice(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("workload_choice")
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,11 @@ def budget(
     profile_name: str,
     *,
     prefill_tokens: int | None = None,
-    is_paged: bool = False,
     paged: PagedServer | None = None,
 ) -> MemoryBudget:
     profile = load_catalogue().require(profile_name)
     llm_on_it = work(llm, profile.gpu_count)
-    return memory_budget(llm_on_it, profile, prefill_tokens=prefill_tokens, is_paged=is_paged, paged=paged)
+    return memory_budget(llm_on_it, profile, prefill_tokens=prefill_tokens, paged=paged)
 
 
 def pairs(mark: str) -> list[tuple[str, str]]:
@@ -71,10 +70,10 @@ def test_of_the_pairs_of_table_iii_that_were_too_small_all_but_eight_are_found()
     }
 
 
-@pytest.mark.parametrize("is_paged", [False, True])
+@pytest.mark.parametrize("paged", [None, PagedServer()])
 @pytest.mark.parametrize("pair", pairs("✓") + pairs("✗"))
-def test_the_lines_add_up_to_what_the_gpu_has(pair: tuple[str, str], is_paged: bool) -> None:
-    found = budget(*pair, is_paged=is_paged)
+def test_the_lines_add_up_to_what_the_gpu_has(pair: tuple[str, str], paged: PagedServer | None) -> None:
+    found = budget(*pair, paged=paged)
     assert sum(line.byte_count for line in found.lines) + found.cache_bytes == pytest.approx(found.usable_bytes)
 
 
@@ -128,7 +127,7 @@ def test_vllm_blocks_of_llama_8b_on_an_rtx_4090_are_within_one_percent(public_da
     measured = json.loads(path.read_text())
     profile = load_catalogue().require("1xRTX4090-24GB")
     assert profile.gpu.usable_memory_bytes == pytest.approx(measured["hardware"]["device_total_memory_bytes"], rel=1e-3)
-    found = memory_budget(work("Llama-3.1-8B", 1), profile, is_paged=True)
+    found = memory_budget(work("Llama-3.1-8B", 1), profile, paged=PagedServer())
     assert found.block_count(16) == pytest.approx(measured["kv_cache"]["num_gpu_blocks"], rel=0.01)
 
 
@@ -141,7 +140,7 @@ def test_vllm_blocks_of_an_8_bit_70b_llm_on_an_h100_are_within_two_percent() -> 
 
 
 def test_a_server_with_pages_may_use_all_of_them() -> None:
-    found = budget("Llama-2-13b", "1xA100-40GB", is_paged=True)
+    found = budget("Llama-2-13b", "1xA100-40GB", paged=PagedServer())
     assert found.largest_batch_weight == found.safe_batch_weight == found.token_count
     assert found.block_count(16) == found.token_count // 16
 

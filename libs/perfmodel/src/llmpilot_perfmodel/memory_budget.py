@@ -133,16 +133,14 @@ def memory_budget(
     profile: GpuProfile,
     *,
     prefill_tokens: int | None = None,
-    is_paged: bool = False,
     paged: PagedServer | None = None,
 ) -> MemoryBudget:
     """Return where the memory of each GPU goes.
 
     prefill_tokens: the most that one prefill of a server without pages has; None: it may be as large as the batch.
-    paged: settings of a server with pages; None: vLLM's defaults if `is_paged`. Raises InvalidInputError with
+    paged: settings of a server with pages; None: it has none. Raises InvalidInputError with
     everything that is wrong, also where the profile has another number of GPUs than `work` is for.
     """
-    paged = paged or (PagedServer() if is_paged else None)
     _require(work, profile, prefill_tokens, paged)
     usable = profile.gpu.usable_memory_bytes
     if paged is not None:

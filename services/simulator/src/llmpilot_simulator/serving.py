@@ -16,7 +16,6 @@ from llmpilot_servicekit.progress import noted_if_slow
 from llmpilot_simulator.app import Addresses, build, run
 from llmpilot_simulator.deployment import (
     COMPILING,
-    Deployment,
     DeploymentRequest,
     context_length_of,
     deploy,
@@ -122,7 +121,7 @@ def _faults(request: ServeRequest) -> ServerFaults:
         reject_above_waiting=request.reject_above,
         reject_status=request.reject_status,
         slow_start_seconds=request.slow_start_seconds,
-        seed=max(request.seed, 0),
+        seed=request.seed,
     )
 
 
@@ -145,7 +144,7 @@ def _fixed(request: ServeRequest) -> _Served:
 
 
 def _modelled(request: ServeRequest) -> _Served:
-    deployment: Deployment = deploy(request.deployment)
+    deployment = deploy(request.deployment)
     times = ModelledTimes(
         policy=deployment.policy,
         tables=deployment.step_constants.tables(),
