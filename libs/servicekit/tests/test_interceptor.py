@@ -168,3 +168,24 @@ def test_an_unknown_method_stays_unimplemented(serving: Serving) -> None:
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
     asyncio.run(check())
+
+
+def test_a_client_that_vanishes_while_it_is_written_to_is_no_error(serving: Serving) -> None:
+    async def endless(request: StringValue, context: Any) -> None:
+        while True:
+            await context.write(request)
+
+    async def check() -> None:
+        async with serving(endless, kind="unary_stream") as running:
+            async with grpc.aio.insecure_channel(running.address) as channel:
+                method = channel.unary_stream(
+                    "/test.Echo/unary_stream",
+                    request_serializer=StringValue.SerializeToString,
+                    response_deserializer=StringValue.FromString,
+                )
+                assert await method(StringValue(value="x" * 1_000_000)).read()
+            await running.finished_calls("unary_stream", "CANCELLED")
+
+    with capture_logs() as logs:
+        asyncio.run(check())
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []

@@ -168,6 +168,35 @@ def test_background_work_is_cancelled_after_the_last_call() -> None:
     assert events == ["finished", "cancelled"]
 
 
+def test_an_answer_that_nobody_reads_does_not_take_the_grace_period(serving: Serving) -> None:
+    """It cannot be delivered, and its status waits behind it."""
+    told = asyncio.Event()
+
+    async def much(_: StringValue, context: Any) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            writing = tasks.create_task(write_for_ever(context))
+            await told.wait()
+            writing.cancel()
+        raise UnavailableError("stopping")
+
+    async def write_for_ever(context: Any) -> None:
+        while True:
+            await context.write(StringValue(value="x" * 1_000_000))
+
+    async def check() -> None:
+        async with asyncio.timeout(20), serving(much, kind="unary_stream", shutdown_grace_seconds=100) as running:
+            method = running.channel.unary_stream(
+                "/test.Echo/unary_stream",
+                request_serializer=StringValue.SerializeToString,
+                response_deserializer=StringValue.FromString,
+            )
+            call = method(StringValue())
+            assert await call.read()
+            told.set()
+
+    asyncio.run(check())
+
+
 def test_failing_background_work_ends_the_server_with_its_error(tmp_path: Path) -> None:
     async def fail() -> None:
         raise UnavailableError("the store is gone")

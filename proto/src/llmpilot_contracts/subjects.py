@@ -1,4 +1,4 @@
-"""The one table of NATS subjects: who says what, in which payload, kept for how long.
+"""The one table of what NATS carries and keeps: subjects with their payloads and streams, and buckets of objects.
 
 Invariant: every message on a subject of this table is the serialized payload named here and carries its event id as
 `Nats-Msg-Id`, so that JetStream drops a repeated publish.
@@ -34,6 +34,14 @@ class Subject:
     stream: Stream
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A JetStream object store: named files that outlive the service that wrote them, and that its replicas share."""
+
+    name: str
+    description: str
+
+
 MEASUREMENTS = Stream(
     name="MEASUREMENTS",
     subjects=("llmpilot.measurement.v1.>",),
@@ -48,3 +56,7 @@ MEASUREMENT_RECORDED = Subject(
 
 STREAMS = (MEASUREMENTS,)
 SUBJECTS = (MEASUREMENT_RECORDED,)
+
+WORKLOAD_MODELS = Bucket(name="WORKLOAD_MODELS", description="Fitted workload models, by their id: model files.")
+
+BUCKETS = (WORKLOAD_MODELS,)

@@ -2,17 +2,24 @@
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from llmpilot_contracts.errors import PreconditionError
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in place of the one there is, if any; raises PreconditionError."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, and put it in place of the one there is, if any, at the end; raises PreconditionError.
+
+    After an error inside, what was there before is there still.
+    """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with draft.open("xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -20,6 +27,12 @@ def write_whole(path: Path, content: bytes) -> None:
         raise PreconditionError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a file in place of the one there is, if any; raises PreconditionError."""
+    with written_whole(path) as file:
+        file.write(content)
 
 
 def make_folder(path: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations  # grpc's classes are generic only to type ch
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -50,6 +50,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             buckets=_BUCKETS_SECONDS,
         )
         self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
+        self._running_count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Return once no call is being answered; what was answered may not have been read."""
+        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -88,12 +95,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             start_seconds = time.perf_counter()
             code: str | None = None
             try:
-                return await respond(request, context)
+                with self._running():
+                    return await respond(request, context)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
+            except grpc.aio.InternalError as error:  # gRPC cannot write: the client is gone
+                code = "CANCELLED"
+                raise asyncio.CancelledError from error
             except Exception as error:  # noqa: BLE001 nothing of the inside may leak to the caller
                 status = _status_of(error, method)
                 code = status.code.name
@@ -107,6 +118,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     self._requests.labels(method, code).inc()
 
         return call
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        self._running_count += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running_count -= 1
+            if not self._running_count:
+                self._idle.set()
 
     def _with_deadline(self, respond: _Respond) -> _Respond:
         limit_seconds = self._default_deadline_seconds

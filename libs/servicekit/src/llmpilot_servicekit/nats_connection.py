@@ -57,6 +57,18 @@ class NatsConnection:
         """Whether the server is connected and its streams exist."""
         return self._connected.is_set()
 
+    @property
+    def client(self) -> Client:
+        """The client of this connection, for one exchange. UnavailableError while NATS is away."""
+        if self._client is None or not self.connected:
+            raise UnavailableError(f"NATS at {self._url} is not connected: try again")
+        return self._client
+
+    @property
+    def url(self) -> str:
+        """Where NATS is, for messages."""
+        return self._url
+
     async def wait_connected(self, timeout_seconds: float = 5) -> None:
         """Return once `connected`; UnavailableError after `timeout_seconds`."""
         try:

@@ -30,6 +30,7 @@ from llmpilot_servicekit.status import sole_cause
 
 log = get_logger(__name__)
 
+_UNREAD_SECONDS = 1.0
 _EXIT_ERROR = 1
 _EXIT_INVALID_INPUT = 2
 _EXIT_INTERRUPTED = 130
@@ -91,8 +92,9 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 async def _serving(
     settings: ServiceSettings, registrations: Sequence[Registration], registry: CollectorRegistry
 ) -> AsyncIterator[None]:
+    calls = CallInterceptor(registry=registry, default_deadline_seconds=settings.default_deadline_seconds)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(registry=registry, default_deadline_seconds=settings.default_deadline_seconds)],
+        interceptors=[calls],
         options=[
             ("grpc.so_reuseport", 0),  # else a second process would silently share the port
             ("grpc.max_receive_message_length", settings.max_request_bytes),
@@ -116,8 +118,22 @@ async def _serving(
                 yield
         finally:
             await health_servicer.enter_graceful_shutdown()
-            await server.stop(settings.shutdown_grace_seconds)
+            await _stop(server, calls, settings.shutdown_grace_seconds)
             log.info("stopped", grpc=address)
+
+
+async def _stop(server: grpc.aio.Server, calls: CallInterceptor, grace_seconds: float) -> None:
+    """Let calls end within the grace period. Who does not read an answer that is complete cannot make it so long."""
+
+    async def cut_off() -> None:
+        await calls.wait_idle()
+        await asyncio.sleep(_UNREAD_SECONDS)
+        await server.stop(None)
+
+    async with asyncio.TaskGroup() as tasks:
+        cutting = tasks.create_task(cut_off())
+        await server.stop(grace_seconds)
+        cutting.cancel()
 
 
 def _bind(server: grpc.aio.Server, address: str) -> str:

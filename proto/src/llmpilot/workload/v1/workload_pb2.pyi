@@ -373,6 +373,7 @@ class WorkloadModelSpec(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     KEEP_REPLAY_FIELD_NUMBER: _builtins.int
     ARRIVALS_FIELD_NUMBER: _builtins.int
+    FILE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Last part of the name, lower-case letters, digits and "-", at most 63."""
     path: _builtins.str
@@ -391,13 +392,15 @@ class WorkloadModelSpec(_message.Message):
     """What to say about the source."""
     keep_replay: _builtins.bool
     """Whether to keep the requests in their order, with their arrival times."""
+    file_size_bytes: _builtins.int
+    """Bytes of the file that the client sends, so that one that was cut off on the way is noticed."""
     @_builtins.property
     def parameters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The parameters to keep; empty: all that the format knows."""
 
     @_builtins.property
     def arrivals(self) -> Global___Arrivals:
-        """Arrivals of the model; absent: closed."""
+        """Arrivals of the model; absent: closed, or those of the model file."""
 
     def __init__(
         self,
@@ -411,10 +414,11 @@ class WorkloadModelSpec(_message.Message):
         source: _builtins.str = ...,
         keep_replay: _builtins.bool = ...,
         arrivals: Global___Arrivals | None = ...,
+        file_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "file_name", b"file_name", "format", b"format", "keep_replay", b"keep_replay", "max_bin_count", b"max_bin_count", "model_id", b"model_id", "parameters", b"parameters", "path", b"path", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "file_name", b"file_name", "file_size_bytes", b"file_size_bytes", "format", b"format", "keep_replay", b"keep_replay", "max_bin_count", b"max_bin_count", "model_id", b"model_id", "parameters", b"parameters", "path", b"path", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,7 +436,9 @@ class CreateWorkloadModelRequest(_message.Message):
     chunk: _builtins.bytes
     """The next bytes of the file."""
     request_id: _builtins.str
-    """Unique id of this request, in the first message; the same one again returns the model that it made."""
+    """Unique id of this request, in the first message, at most 128 characters; the same one again returns the model that
+    it made.
+    """
     @_builtins.property
     def spec(self) -> Global___WorkloadModelSpec:
         """How the model is made."""
@@ -552,7 +558,7 @@ Global___ListWorkloadModelsRequest: _TypeAlias = ListWorkloadModelsRequest  # no
 
 @_typing.final
 class ListWorkloadModelsResponse(_message.Message):
-    """A page of models, by name."""
+    """A page of models, by name. Models that come or go between pages do not shift the others."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -905,7 +911,7 @@ class SampleRequestsRequest(_message.Message):
     request_count: _builtins.int
     """Requests to draw; 0: until the client has enough."""
     batch_size: _builtins.int
-    """Requests in a batch, at most 1,048,576; 0: 65,536."""
+    """Requests in a batch, at most 1,048,576; 0: 65,536. A batch beyond 4 MiB needs a client that takes such messages."""
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """What to draw."""

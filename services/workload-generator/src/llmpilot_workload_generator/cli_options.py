@@ -1,0 +1,122 @@
+"""Options and outputs that several subcommands share."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_workload_generator.model import ArrivalKind, Arrivals, WorkloadModel
+
+Callback = Callable[..., None]
+
+_ARRIVAL_OPTIONS = (
+    click.option(
+        "--arrivals",
+        "arrival_kind",
+        type=click.Choice([kind.value for kind in ArrivalKind]),
+        help="When requests are sent.  [default: the model's own]",
+    ),
+    click.option("--rate", type=float, help="Mean requests per second of constant, poisson and gamma arrivals."),
+    click.option("--burstiness", type=float, help="Of gamma arrivals: 1 is Poisson, less is burstier.  [default: 1]"),
+    click.option("--speed", type=float, help="How many times faster a trace's arrivals are replayed.  [default: 1]"),
+)
+
+
+def arrival_options(callback: Callback) -> Callback:
+    """Add the options of an arrival process to a command's function."""
+    for option in reversed(_ARRIVAL_OPTIONS):
+        callback = option(callback)
+    return callback
+
+
+def read_arrivals(
+    kind: str | None,
+    *,
+    rate: float | None,
+    burstiness: float | None,
+    speed: float | None,
+    violations: list[Violation],
+) -> Arrivals | None:
+    """Return the arrival process that the options name, None where they name none; append options without effect."""
+    used = {
+        ArrivalKind.CONSTANT: {"--rate"},
+        ArrivalKind.POISSON: {"--rate"},
+        ArrivalKind.GAMMA: {"--rate", "--burstiness"},
+        ArrivalKind.TRACE: {"--speed"},
+    }
+    chosen = ArrivalKind(kind) if kind else None
+    allowed = used.get(chosen, set()) if chosen else set()
+    for name, value in (("--rate", rate), ("--burstiness", burstiness), ("--speed", speed)):
+        if value is not None and name not in allowed:
+            kinds = " or ".join(f"--arrivals {known.value}" for known, names in used.items() if name in names)
+            violations.append(Violation(name, f"goes with {kinds}"))
+    if chosen is None:
+        return None
+    if "--rate" in allowed and rate is None:
+        violations.append(Violation("--rate", f"is needed by --arrivals {chosen.value}"))
+    for name, value in (("--rate", rate), ("--burstiness", burstiness), ("--speed", speed)):
+        if name in allowed and value is not None and not 0 < value < float("inf"):
+            violations.append(Violation(name, f"must be > 0, is {value:g}"))
+    return Arrivals(
+        kind=chosen,
+        rate_per_second=rate or 0.0,
+        burstiness=1.0 if burstiness is None else burstiness,
+        speed=1.0 if speed is None else speed,
+    )
+
+
+def pairs(option: str, texts: Iterable[str], violations: list[Violation]) -> dict[str, str]:
+    """Return what "name=value" texts say; append those that say nothing."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            violations.append(Violation(option, f"must be NAME=VALUE, is {text!r}"))
+        else:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def output_violations(option: str, path: Path) -> list[Violation]:
+    """Say why a file could not be written, before hours are spent on what goes into it."""
+    if path.is_dir():
+        return [Violation(option, f"must be a file, {path} is a folder")]
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        return [Violation(option, f"must be in a folder that can be written, is {path}")]
+    return []
+
+
+def refuse(violations: list[Violation]) -> None:
+    """Raise InvalidInputError if there is anything wrong."""
+    if violations:
+        raise InvalidInputError(violations)
+
+
+def open_model(name: str) -> WorkloadModel:
+    """Return the model in a file, or the named profile; raises NotFoundError that lists the profiles."""
+    from llmpilot_contracts.errors import NotFoundError  # noqa: PLC0415
+    from llmpilot_workload_generator.model_file import read_model  # noqa: PLC0415 the compiler takes half a second
+    from llmpilot_workload_generator.profiles import PROFILE_NAMES, load_profile  # noqa: PLC0415
+
+    if Path(name).is_file():
+        return read_model(Path(name))
+    if name in PROFILE_NAMES:
+        return load_profile(name)
+    raise NotFoundError("workload model", name, hint=f"name a file, or a profile: {', '.join(PROFILE_NAMES)}")
+
+
+def command_line(context: click.Context, arguments: dict[str, Any]) -> str:
+    """Return the command as it was given, files by their names only."""
+    words = [context.command_path]
+    for parameter in context.command.params:
+        value = arguments.get(parameter.name or "")
+        if parameter.name == "out" or value is None or value == parameter.default or value in {(), False}:
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            text = item.name if isinstance(item, Path) else str(item)
+            name = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
+            words += name if item is True else [*name, text]
+    return " ".join(words)

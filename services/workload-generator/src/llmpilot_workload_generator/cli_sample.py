@@ -1,0 +1,130 @@
+"""`llm-pilot workload sample`: draw requests from a model, with or without their prompts."""
+
+from pathlib import Path
+
+import click
+
+from llmpilot_contracts.errors import Violation
+from llmpilot_workload_generator.cli_options import (
+    arrival_options,
+    open_model,
+    output_violations,
+    pairs,
+    read_arrivals,
+    refuse,
+)
+
+SHOWN_REQUESTS = 20
+
+
+@click.command()
+@click.argument("model")
+@click.option("-n", "--count", type=int, help=f"Requests.  [default: {SHOWN_REQUESTS}, or all of a --replay]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A .csv, .jsonl or .parquet file; with --prompts .jsonl.  [default: the terminal]",
+)
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same requests.")
+@click.option("--start", default=0, show_default=True, help="Index of the first request, to go on with a stream.")
+@click.option(
+    "--where", "conditions", multiple=True, metavar="CONDITION", help='E.g. "input_tokens <= 874"; repeatable.'
+)
+@click.option(
+    "--values",
+    type=click.Choice(["centre", "uniform", "quantiles"]),
+    default="centre",
+    show_default=True,
+    help="Which value of its bin a parameter takes: its mean, any, or as often as in the trace.",
+)
+@click.option("--independent", is_flag=True, help="Draw every parameter from its own distribution.")
+@click.option("--scale", "scales", multiple=True, metavar="NAME=FACTOR", help="Multiply a parameter; repeatable.")
+@click.option("--context-length", type=int, help="Cut prompts so that prompt and reply have at most these tokens.")
+@click.option("--replay", is_flag=True, help="Give the kept requests of the trace, in their order.")
+@arrival_options
+@click.option("--prompts", is_flag=True, help="Write prompts, too.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="A tokenizer.json.  [default: the service's own]")
+@click.option("--corpus", type=click.Path(path_type=Path), help="Text that prompts are cut from.  [default: our own]")
+@click.option("--shared-prefix-ratio", default=0.0, show_default=True, help="Share of a prompt that others have, too.")
+@click.option("--prefix-groups", default=1, show_default=True, help="Groups of prompts that share a prefix.")
+@click.option(
+    "--server",
+    type=click.Choice(["openai-completions", "openai-chat", "tgi"]),
+    help="Write bodies for this server, too.",
+)
+@click.option("--served-model", default="", help="Name of the served model, for the bodies.")
+def sample(
+    *,
+    model: str,
+    count: int | None,
+    out: Path | None,
+    seed: int,
+    start: int,
+    conditions: tuple[str, ...],
+    values: str,
+    independent: bool,
+    scales: tuple[str, ...],
+    context_length: int | None,
+    replay: bool,
+    arrival_kind: str | None,
+    rate: float | None,
+    burstiness: float | None,
+    speed: float | None,
+    prompts: bool,
+    tokenizer: Path | None,
+    corpus: Path | None,
+    shared_prefix_ratio: float,
+    prefix_groups: int,
+    server: str | None,
+    served_model: str,
+) -> None:
+    """Draw requests from MODEL, a file or a profile."""
+    from llmpilot_workload_generator import sample_output  # noqa: PLC0415 the compiler takes half a second
+    from llmpilot_workload_generator.sampler import SampleOptions, Sampler, ValueChoice  # noqa: PLC0415
+
+    violations = output_violations("--out", out) if out else []
+    factors = _factors(scales, violations)
+    arrivals = read_arrivals(arrival_kind, rate=rate, burstiness=burstiness, speed=speed, violations=violations)
+    if count is not None and count < 1:
+        violations.append(Violation("--count", f"must be >= 1, is {count}"))
+    if start < 0:
+        violations.append(Violation("--start", f"must be >= 0, is {start}"))
+    violations += sample_output.violations(out, prompts=prompts or server is not None)
+    refuse(violations)
+    sampler = Sampler(
+        open_model(model),
+        SampleOptions(
+            seed=seed,
+            conditions=conditions,
+            value_choice=ValueChoice(values),
+            independent=independent,
+            scales=factors,
+            context_length=context_length,
+            arrivals=arrivals,
+            replay=replay,
+        ),
+    )
+    rendering = None
+    if prompts or server:
+        rendering = sample_output.Rendering(
+            seed=seed,
+            tokenizer=tokenizer,
+            corpus=corpus,
+            shared_prefix_ratio=shared_prefix_ratio,
+            prefix_group_count=prefix_groups,
+            server=server,
+            served_model=served_model,
+        )
+    sample_output.write_samples(
+        sampler, start=start, count=count or (None if replay else SHOWN_REQUESTS), out=out, rendering=rendering
+    )
+
+
+def _factors(texts: tuple[str, ...], violations: list[Violation]) -> dict[str, float]:
+    factors = {}
+    for name, text in pairs("--scale", texts, violations).items():
+        try:
+            factors[name] = float(text)
+        except ValueError:
+            violations.append(Violation("--scale", f"must be a number, {name} is {text!r}"))
+    return factors
