@@ -2,9 +2,9 @@
 
     python benchmarks/workload_correlation.py [--profile NAME]
 
-Llama-2-13b on one A100 80GB under TGIS, 1 to 128 users for 120 simulated seconds: requests of the profile's joint model,
-and of its marginals drawn independently; with one prompt a request, and with the prompts of a batch one after another, as
-simulated users send one prompt at a time. The paper measured, and its users sent batches whole.
+Llama-2-13b on one A100 80GB under TGIS, 1 to 128 users for 120 simulated seconds: requests of the profile's joint
+model, and of its marginals drawn independently; with one prompt a request, and with the prompts of a batch one after
+another, as simulated users send one prompt at a time. The paper measured, and its users sent batches whole.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from llmpilot_simulator.deployment import Deployment, DeploymentRequest, deploy
 from llmpilot_simulator.ladder import Level, level
 from llmpilot_workload_generator.model import BATCH_SIZE, INPUT_TOKENS, OUTPUT_TOKENS
 from llmpilot_workload_generator.profiles import load_profile
-from llmpilot_workload_generator.sampler import SampleOptions, Sampler
+from llmpilot_workload_generator.sampling.sampler import SampleOptions, Sampler
 
 USERS_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 REQUESTS = 50_000

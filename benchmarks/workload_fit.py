@@ -49,8 +49,8 @@ def write_requests(folder: Path, row_count: int) -> Path:
     import pyarrow as pa  # noqa: PLC0415 the other processes do not pay for it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    from llmpilot_workload_generator.imports.model_import import import_model  # noqa: PLC0415
     from llmpilot_workload_generator.model import Kind  # noqa: PLC0415
-    from llmpilot_workload_generator.model_import import import_model  # noqa: PLC0415
 
     model = import_model(FMPERF)
     types = {
@@ -80,9 +80,9 @@ def write_requests(folder: Path, row_count: int) -> Path:
 
 def run_fit(path: Path, edges: Path | None) -> tuple[int, int]:
     """Fit a model as the command does; return how many requests and cells it has."""
-    from llmpilot_workload_generator.edges_file import read_edges, write_edges  # noqa: PLC0415
-    from llmpilot_workload_generator.fitting import FitOptions, fit  # noqa: PLC0415
-    from llmpilot_workload_generator.trace_reader import open_trace  # noqa: PLC0415
+    from llmpilot_workload_generator.files.edges_file import read_edges, write_edges  # noqa: PLC0415
+    from llmpilot_workload_generator.fitting.fit import FitOptions, fit  # noqa: PLC0415
+    from llmpilot_workload_generator.traces.reader import open_trace  # noqa: PLC0415
 
     options = FitOptions(edges=read_edges(edges) if edges is not None else None)
     model = fit(open_trace(path), options)

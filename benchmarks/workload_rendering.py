@@ -19,12 +19,12 @@ os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 import numpy as np  # noqa: E402 after the threads are limited
 
+from llmpilot_workload_generator.imports.model_import import import_model  # noqa: E402
 from llmpilot_workload_generator.model import BATCH_SIZE, INPUT_TOKENS, OUTPUT_TOKENS  # noqa: E402
-from llmpilot_workload_generator.model_import import import_model  # noqa: E402
-from llmpilot_workload_generator.prompts import Renderer, RenderOptions  # noqa: E402
-from llmpilot_workload_generator.request_bodies import Server  # noqa: E402
-from llmpilot_workload_generator.sampler import Sample, SampleOptions, Sampler  # noqa: E402
-from llmpilot_workload_generator.tokenizer import default_tokenizer, read_tokenizer  # noqa: E402
+from llmpilot_workload_generator.prompts.rendering import Renderer, RenderOptions  # noqa: E402
+from llmpilot_workload_generator.prompts.request_bodies import Server  # noqa: E402
+from llmpilot_workload_generator.prompts.tokenizer import default_tokenizer, read_tokenizer  # noqa: E402
+from llmpilot_workload_generator.sampling.sampler import Sample, SampleOptions, Sampler  # noqa: E402
 
 DATA = Path(os.environ.get("LLMPILOT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MODEL = DATA / "fmperf" / "all_nbins_64.pkl"

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from llmpilot_workload_generator import drawing
-from llmpilot_workload_generator.alias import build_alias
+from llmpilot_workload_generator.imports.model_import import import_model
 from llmpilot_workload_generator.model import WorkloadModel, bin_centres
-from llmpilot_workload_generator.model_import import import_model
-from llmpilot_workload_generator.sampler import SampleOptions, Sampler, ValueChoice
+from llmpilot_workload_generator.sampling import drawing
+from llmpilot_workload_generator.sampling.alias import build_alias
+from llmpilot_workload_generator.sampling.sampler import SampleOptions, Sampler, ValueChoice
 
 SAMPLE = 1_000
 TRACE_ROWS = 17_300_000

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpilot_workload_generator.alias import AliasTable, build_alias
 from llmpilot_workload_generator.model import Floats
+from llmpilot_workload_generator.sampling.alias import AliasTable, build_alias
 
 COUNTS = st.lists(st.integers(0, 10**6), min_size=1, max_size=70).filter(any)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator.allowed_pickle import read_attributes
+from llmpilot_workload_generator.imports.allowed_pickle import read_attributes
 
 CLASS_NAME = f"{__name__}.Published"
 
@@ -146,8 +146,8 @@ def test_damage_is_one_error_or_other_attributes(data: st.DataObject) -> None:
 
 def test_pandas_is_not_imported() -> None:
     code = (
-        "import sys, pathlib; from llmpilot_workload_generator.model_import import import_model;"
-        "from llmpilot_workload_generator.allowed_pickle import read_attributes;"
+        "import sys, pathlib; from llmpilot_workload_generator.imports.model_import import import_model;"
+        "from llmpilot_workload_generator.imports.allowed_pickle import read_attributes;"
         "read_attributes(sys.stdin.buffer.read(), class_name=sys.argv[1], label='x');"
         "sys.exit('pandas' in sys.modules)"
     )

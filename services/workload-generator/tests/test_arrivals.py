@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator.arrivals import BLOCK_GAPS, ArrivalTimes, arrival_times, arrival_violations
 from llmpilot_workload_generator.model import ArrivalKind, Arrivals, Integers
+from llmpilot_workload_generator.sampling.arrivals import BLOCK_GAPS, ArrivalTimes, arrival_times, arrival_violations
 
 TRACE = np.array([0, 1_000, 1_000, 6_000])
 OPEN = [

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpilot_workload_generator.bin_values import (
+from llmpilot_workload_generator.fitting.sketch import round_down
+from llmpilot_workload_generator.model import Bins, Kind, Parameter, Sketch, bin_centres
+from llmpilot_workload_generator.sampling.bin_values import (
     RangeTables,
     ValueChoice,
     centres,
@@ -12,9 +14,7 @@ from llmpilot_workload_generator.bin_values import (
     step_widths,
     values_inside,
 )
-from llmpilot_workload_generator.conditions import Restriction, restrict
-from llmpilot_workload_generator.model import Bins, Kind, Parameter, Sketch, bin_centres
-from llmpilot_workload_generator.sketch import round_down
+from llmpilot_workload_generator.sampling.conditions import Restriction, restrict
 
 NUMBERS = st.floats(-1e12, 1e12, allow_subnormal=False)
 

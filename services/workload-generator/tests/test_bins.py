@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator.bins import choose_bins
+from llmpilot_workload_generator.fitting.bins import choose_bins
 from llmpilot_workload_generator.model import Kind, Sketch
 
 COUNTS = st.lists(st.integers(1, 9) | st.integers(1, 10**6), min_size=1, max_size=300)
@@ -14,7 +14,7 @@ COUNTS = st.lists(st.integers(1, 9) | st.integers(1, 10**6), min_size=1, max_siz
 
 def sketch_of(counts: list[int]) -> Sketch:
     """Values 10, 20, 30 ... that occur so often."""
-    values = 10.0 * np.arange(1, len(counts) + 1)
+    values = 10 * np.arange(1, len(counts) + 1, dtype=np.float64)
     return Sketch(values=values, counts=np.array(counts), exact=True, low=values[0], high=values[-1])
 
 

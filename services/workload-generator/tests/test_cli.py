@@ -1,7 +1,6 @@
 """`llm-pilot workload` as somebody types it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,11 @@ ROWS = 300
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = ["timestamp,input_tokens,output_tokens"]
     lines += [f"{index / 10},{100 + index % 7},{1 + index % 3}" for index in range(ROWS)]
     Path("trace.csv").write_text("\n".join(lines) + "\n")
-    yield
 
 
 def output_of(*arguments: str) -> str:

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import Violation
-from llmpilot_workload_generator.conditions import Ranges, Restriction, parse_conditions, restrict
 from llmpilot_workload_generator.model import Bins, Kind, Parameter, Sketch
+from llmpilot_workload_generator.sampling.conditions import Ranges, Restriction, parse_conditions, restrict
 
 
 def parameter(name: str, kind: Kind, values: list[float], categories: tuple[str, ...] = ()) -> Parameter:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError
-from llmpilot_workload_generator import phrase_book
-from llmpilot_workload_generator.corpus import LARGEST_CORPUS_CHARACTERS, default_corpus, read_corpus, words_of
+from llmpilot_workload_generator.prompts import phrase_book
+from llmpilot_workload_generator.prompts.corpus import LARGEST_CORPUS_CHARACTERS, default_corpus, read_corpus, words_of
 
 
 def test_default_corpus_is_ascii_of_at_least_30_000_words_with_no_slot_left_open() -> None:
@@ -20,7 +20,7 @@ def test_default_corpus_is_ascii_of_at_least_30_000_words_with_no_slot_left_open
 
 
 def test_default_corpus_is_the_same_in_every_process() -> None:
-    script = "from llmpilot_workload_generator.corpus import default_corpus as d; import hashlib; "
+    script = "from llmpilot_workload_generator.prompts.corpus import default_corpus as d; import hashlib; "
     script += "print(hashlib.sha256(d().encode()).hexdigest())"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == hashlib.sha256(default_corpus().encode()).hexdigest()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpilot_workload_generator.counting import (
+from llmpilot_workload_generator.fitting.counting import (
     BLOCK_ROWS,
     SMALL_VALUES,
     CellCounts,

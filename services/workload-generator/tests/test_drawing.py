@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from llmpilot_workload_generator import drawing
-from llmpilot_workload_generator.alias import AliasTable, build_alias
 from llmpilot_workload_generator.model import Floats, Integers, Keys
-from llmpilot_workload_generator.random_stream import random_numbers, stream_key
+from llmpilot_workload_generator.sampling import drawing
+from llmpilot_workload_generator.sampling.alias import AliasTable, build_alias
+from llmpilot_workload_generator.sampling.random_stream import random_numbers, stream_key
 
 START = np.uint64(10**12)
 KEY = np.uint64(stream_key(3, 0))

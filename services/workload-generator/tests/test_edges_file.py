@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError
-from llmpilot_workload_generator.edges_file import read_edges, write_edges
+from llmpilot_workload_generator.files.edges_file import read_edges, write_edges
+from llmpilot_workload_generator.files.model_file import read_model
 from llmpilot_workload_generator.model import Bins, Kind
-from llmpilot_workload_generator.model_file import read_model
 from llmpilot_workload_generator.profiles import profile_path
 
 EDGES: dict[str, Any] = {

@@ -3,20 +3,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError, PreconditionError
-from llmpilot_workload_generator import replay_collection
-from llmpilot_workload_generator.fitting import FitOptions, fit
+from llmpilot_workload_generator.files.model_checks import model_problems
+from llmpilot_workload_generator.fitting import replay_collection
+from llmpilot_workload_generator.fitting.fit import FitOptions, fit
 from llmpilot_workload_generator.model import ArrivalKind, Arrivals, Bins, Kind, WorkloadModel, bin_counts
-from llmpilot_workload_generator.model_checks import model_problems
-from llmpilot_workload_generator.trace import Trace, TraceBatch, TraceColumn
+from llmpilot_workload_generator.traces.trace import Trace, TraceBatch, TraceColumn
 
 KINDS = {"input_tokens": Kind.INTEGER, "temperature": Kind.NUMBER, "model": Kind.CATEGORY}
 
@@ -84,7 +86,7 @@ def test_cells_hold_the_rows_that_their_bins_say(
 def test_a_model_over_many_different_values_keeps_the_true_range_of_each_bin() -> None:
     """More values than are counted exactly, as floats, as large and as small integers: bins agree with the sketch."""
     generator = np.random.default_rng(1)
-    columns = {
+    columns: dict[str, npt.NDArray[Any]] = {
         "number": generator.lognormal(3, 4, 60_000),
         "large": generator.integers(0, 2**40, 60_000),
         "small": generator.integers(0, 200_000, 60_000).astype(np.int32),

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator.labels import MOST_LABELS, LabelIndex, refuse_too_many, sketch_of_labels
+from llmpilot_workload_generator.fitting.labels import MOST_LABELS, LabelIndex, refuse_too_many, sketch_of_labels
 
 
 def test_labels_are_numbered_as_they_occur_first_whatever_the_array() -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpilot_workload_generator.max_entropy import spread
+from llmpilot_workload_generator.imports.max_entropy import spread
 
 
 @given(st.data())

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -10,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator import sketch
-from llmpilot_workload_generator.fitting import FitOptions, fit
-from llmpilot_workload_generator.merging import common_bins, merge_models
+from llmpilot_workload_generator.files.model_checks import model_problems
+from llmpilot_workload_generator.fitting import sketch
+from llmpilot_workload_generator.fitting.fit import FitOptions, fit
+from llmpilot_workload_generator.fitting.merging import common_bins, merge_models
 from llmpilot_workload_generator.model import ArrivalKind, Arrivals, Bins, Kind, Provenance, WorkloadModel
-from llmpilot_workload_generator.model_checks import model_problems
-from llmpilot_workload_generator.trace import Trace, TraceBatch
+from llmpilot_workload_generator.traces.trace import Trace, TraceBatch
 
 KINDS = {"input_tokens": Kind.INTEGER, "temperature": Kind.NUMBER, "model": Kind.CATEGORY}
 LABELS = ("llama", "mpt", "bloom")
@@ -83,10 +84,11 @@ def test_edges_common_to_parts_are_those_of_the_whole(first: list[Row], second: 
     assert arrays_of(merged) == arrays_of(fit_rows(first + second, FitOptions(max_bins=max_bins)))
 
 
+CLOSED = Arrivals()
 NO_PROVENANCE = Provenance(source="")
 
 
-def model_of(*bins: Bins, provenance: Provenance = NO_PROVENANCE, **more: Arrivals) -> WorkloadModel:
+def model_of(*bins: Bins, provenance: Provenance = NO_PROVENANCE, arrivals: Arrivals = CLOSED) -> WorkloadModel:
     """A model of one request, all of whose values are 0."""
     columns = {
         one.name: pa.array(one.categories[:1]) if one.kind is Kind.CATEGORY else np.zeros(1, np.int8) for one in bins
@@ -97,7 +99,7 @@ def model_of(*bins: Bins, provenance: Provenance = NO_PROVENANCE, **more: Arriva
         kinds={one.name: one.kind for one in bins},
         read=lambda: iter([TraceBatch(columns=columns)]),
     )
-    return replace(fit(trace, FitOptions(edges=bins, **more)), provenance=provenance)
+    return replace(fit(trace, FitOptions(edges=bins, arrivals=arrivals)), provenance=provenance)
 
 
 def bins(name: str, *edges: float, kind: Kind = Kind.INTEGER, categories: tuple[str, ...] = ()) -> Bins:
@@ -137,11 +139,11 @@ def test_provenance_is_added_up() -> None:
     """Sources that several parts share are told once, even where parts were merged before."""
     early, late = datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC)
     parts = [
-        model_of(bins("a", 0), provenance=Provenance(**fields))
-        for fields in (
-            {"source": "x", "licence": "MIT", "row_count": 3, "first_time": late, "last_time": late},
-            {"source": "y; x", "licence": "MIT", "row_count": 4, "skipped_row_count": 1, "command": "fit"},
-            {"source": "", "row_count": 5, "skipped_row_count": 2, "first_time": early, "last_time": early},
+        model_of(bins("a", 0), provenance=provenance)
+        for provenance in (
+            Provenance(source="x", licence="MIT", row_count=3, first_time=late, last_time=late),
+            Provenance(source="y; x", licence="MIT", row_count=4, skipped_row_count=1, command="fit"),
+            Provenance(source="", row_count=5, skipped_row_count=2, first_time=early, last_time=early),
         )
     ]
     assert merge_models(parts).provenance == Provenance(
@@ -177,7 +179,7 @@ def test_too_many_labels_together_are_no_category() -> None:
     models = []
     for start in (0, 6000):
         batch = TraceBatch(columns={"user": pa.array([str(number) for number in range(start, start + 6000)])})
-        trace = Trace(source="", format_name="t", kinds={"user": Kind.CATEGORY}, read=lambda batch=batch: iter([batch]))
+        trace = Trace(source="", format_name="t", kinds={"user": Kind.CATEGORY}, read=partial(iter, [batch]))
         models.append(fit(trace, FitOptions()))
     with pytest.raises(InvalidInputError, match="user: has more than 10,000 different labels"):
         common_bins(models)

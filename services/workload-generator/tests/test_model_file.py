@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError
+from llmpilot_workload_generator.files.model_file import model_from_bytes, model_to_bytes, read_model, write_model
 from llmpilot_workload_generator.model import (
     ArrivalKind,
     Arrivals,
@@ -22,7 +23,6 @@ from llmpilot_workload_generator.model import (
     Sketch,
     WorkloadModel,
 )
-from llmpilot_workload_generator.model_file import model_from_bytes, model_to_bytes, read_model, write_model
 
 PARAMETERS = st.lists(st.sampled_from(list(Kind)), min_size=1, max_size=4)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

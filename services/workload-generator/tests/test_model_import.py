@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError
-from llmpilot_workload_generator.fmperf_model import CLASS_NAME, request_counts
-from llmpilot_workload_generator.length_cdf import LENGTHS_COUNT
+from llmpilot_workload_generator.files.model_file import model_to_bytes
+from llmpilot_workload_generator.imports.fmperf_model import CLASS_NAME, request_counts
+from llmpilot_workload_generator.imports.length_cdf import LENGTHS_COUNT
+from llmpilot_workload_generator.imports.model_import import import_bytes, import_model
 from llmpilot_workload_generator.model import Kind, WorkloadModel, bin_centres, bin_counts
-from llmpilot_workload_generator.model_file import model_to_bytes
-from llmpilot_workload_generator.model_import import import_bytes, import_model
 from llmpilot_workload_generator.profiles import profile_path
 from llmpilot_workload_generator.statistics import describe
 

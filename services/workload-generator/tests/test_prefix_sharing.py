@@ -7,10 +7,10 @@ from tokenizers import Tokenizer as LoadedTokenizer
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator.corpus import default_corpus
-from llmpilot_workload_generator.prompts import RenderedRequest, Renderer, RenderOptions
-from llmpilot_workload_generator.sampler import Sample
-from llmpilot_workload_generator.tokenizer import Tokenizer, default_tokenizer
+from llmpilot_workload_generator.prompts.corpus import default_corpus
+from llmpilot_workload_generator.prompts.rendering import RenderedRequest, Renderer, RenderOptions
+from llmpilot_workload_generator.prompts.tokenizer import Tokenizer, default_tokenizer
+from llmpilot_workload_generator.sampling.sampler import Sample
 
 MOST_OFF = 2
 

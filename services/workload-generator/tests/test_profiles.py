@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llmpilot_contracts.errors import NotFoundError
+from llmpilot_workload_generator.files.model_file import model_to_bytes
 from llmpilot_workload_generator.model import ArrivalKind
-from llmpilot_workload_generator.model_file import model_to_bytes
 from llmpilot_workload_generator.profile_making import gamma_shape, make_profile
 from llmpilot_workload_generator.profiles import FOLDER, PROFILE_NAMES, load_profile, profile_path
 from llmpilot_workload_generator.statistics import describe

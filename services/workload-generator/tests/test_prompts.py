@@ -10,12 +10,12 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, t
 from tokenizers import Tokenizer as LoadedTokenizer
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError, PreconditionError
-from llmpilot_workload_generator.corpus import default_corpus
-from llmpilot_workload_generator.prompts import RenderedRequest, Renderer, RenderOptions
-from llmpilot_workload_generator.request_bodies import Server
-from llmpilot_workload_generator.sampler import Sample
-from llmpilot_workload_generator.sampling_parameters import SamplingParameters
-from llmpilot_workload_generator.tokenizer import Tokenizer, default_tokenizer
+from llmpilot_workload_generator.prompts.corpus import default_corpus
+from llmpilot_workload_generator.prompts.rendering import RenderedRequest, Renderer, RenderOptions
+from llmpilot_workload_generator.prompts.request_bodies import Server
+from llmpilot_workload_generator.prompts.sampling_parameters import SamplingParameters
+from llmpilot_workload_generator.prompts.tokenizer import Tokenizer, default_tokenizer
+from llmpilot_workload_generator.sampling.sampler import Sample
 
 BLOCK_TOKENS = 16
 LINES = default_corpus().splitlines()

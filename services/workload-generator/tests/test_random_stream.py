@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpilot_workload_generator.random_stream import LARGEST_SEED, mix, random_numbers, stream_key
+from llmpilot_workload_generator.sampling.random_stream import LARGEST_SEED, mix, random_numbers, stream_key
 
 WORDS = st.integers(0, LARGEST_SEED)
 

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmpilot_workload_generator.read_ahead import read_ahead
+from llmpilot_workload_generator.traces.read_ahead import read_ahead
 
 
 def test_everything_comes_in_its_order() -> None:

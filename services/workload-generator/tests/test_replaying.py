@@ -17,7 +17,7 @@ from llmpilot_workload_generator.model import (
     Sketch,
     WorkloadModel,
 )
-from llmpilot_workload_generator.sampler import SampleOptions, Sampler, ValueChoice
+from llmpilot_workload_generator.sampling.sampler import SampleOptions, Sampler, ValueChoice
 
 INPUTS = np.array([16, 40, 33, 5])
 REPLAY = Replay(

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from llmpilot_workload_generator.request_bodies import BodyWriter, Server, TgisParameters, tgis_parameters
-from llmpilot_workload_generator.sampling_parameters import SamplingParameters
+from llmpilot_workload_generator.prompts.request_bodies import BodyWriter, Server, TgisParameters, tgis_parameters
+from llmpilot_workload_generator.prompts.sampling_parameters import SamplingParameters
 
 DEFAULTS = SamplingParameters()
 GREEDY = SamplingParameters(greedy=True)

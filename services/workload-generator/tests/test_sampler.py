@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_perfmodel.csv_table import bundled_table
+from llmpilot_workload_generator.fitting.sketch import round_down, sketch_of
+from llmpilot_workload_generator.imports.model_import import import_model
 from llmpilot_workload_generator.model import (
     ArrivalKind,
     Arrivals,
@@ -23,9 +25,7 @@ from llmpilot_workload_generator.model import (
     bin_centres,
     encode_keys,
 )
-from llmpilot_workload_generator.model_import import import_model
-from llmpilot_workload_generator.sampler import Sample, SampleOptions, Sampler, ValueChoice
-from llmpilot_workload_generator.sketch import round_down, sketch_of
+from llmpilot_workload_generator.sampling.sampler import Sample, SampleOptions, Sampler, ValueChoice
 
 CRITICAL_POINT_ONE_PERCENT = 1.95
 """Of a KS distance times sqrt(n); less often exceeded where values repeat."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator.sampling_parameters import SamplingParameters, read_sampling
+from llmpilot_workload_generator.prompts.sampling_parameters import SamplingParameters, read_sampling
 
 
 def test_without_columns_the_server_decides_all() -> None:

@@ -173,7 +173,7 @@ def test_a_mounted_trace_and_a_folder_of_partitions_are_fitted(service: Any, tra
 
 
 def test_a_model_file_is_taken_as_it_is(service: Any, tmp_path: Path) -> None:
-    from llmpilot_workload_generator.model_file import write_model  # noqa: PLC0415 the compiler takes half a second
+    from llmpilot_workload_generator.files.model_file import write_model  # noqa: PLC0415 the compiler takes half a second
     from llmpilot_workload_generator.profiles import load_profile  # noqa: PLC0415
 
     profile = load_profile("code")
@@ -400,9 +400,9 @@ def test_bodies_for_tgis_are_its_messages(service: Any, model: str) -> None:
 @pytest.fixture(scope="module")
 def public_tokenizer() -> Tokenizer:
     """The service's default tokenizer, read by the library alone."""
-    from llmpilot_workload_generator import tokenizer  # noqa: PLC0415
+    from llmpilot_workload_generator.prompts import tokenizer  # noqa: PLC0415
 
-    return Tokenizer.from_file(str(Path(tokenizer.__file__).parent / "data" / "tokenizer.json"))
+    return Tokenizer.from_file(str(Path(tokenizer.__file__).parents[1] / "data" / "tokenizer.json"))
 
 
 def test_metrics_count_what_was_sent(

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpilot_workload_generator import sketch as module
-from llmpilot_workload_generator.counting import Numbers, small_or_float
+from llmpilot_workload_generator.fitting import sketch as module
+from llmpilot_workload_generator.fitting.counting import Numbers, small_or_float
+from llmpilot_workload_generator.fitting.sketch import EXACT_VALUES, SketchBuilder, merge_sketches, round_down
 from llmpilot_workload_generator.model import Sketch
-from llmpilot_workload_generator.sketch import EXACT_VALUES, SketchBuilder, merge_sketches, round_down
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 COLUMNS = st.one_of(

@@ -7,9 +7,9 @@ from tokenizers import Tokenizer as LoadedTokenizer
 from tokenizers import models, pre_tokenizers, processors
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError, PreconditionError
-from llmpilot_workload_generator.corpus import default_corpus
-from llmpilot_workload_generator.tokenizer import Tokenizer, default_tokenizer, read_tokenizer
-from llmpilot_workload_generator.tokenizer_training import VOCABULARY_SIZE, train_tokenizer
+from llmpilot_workload_generator.prompts.corpus import default_corpus
+from llmpilot_workload_generator.prompts.tokenizer import Tokenizer, default_tokenizer, read_tokenizer
+from llmpilot_workload_generator.prompts.tokenizer_training import VOCABULARY_SIZE, train_tokenizer
 
 SHIPPED = resources.files("llmpilot_workload_generator") / "data" / "tokenizer.json"
 

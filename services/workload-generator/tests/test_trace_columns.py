@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpilot_workload_generator.model import Kind
-from llmpilot_workload_generator.trace_columns import BadCellError, kind_of, nanos_of, values_of
-from llmpilot_workload_generator.trace_formats import TimeUnit
+from llmpilot_workload_generator.traces.columns import BadCellError, kind_of, nanos_of, values_of
+from llmpilot_workload_generator.traces.formats import TimeUnit
 
 
 def plain(column: Any) -> list[object]:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_workload_generator.trace_files import partitions
-from llmpilot_workload_generator.trace_reader import open_trace
+from llmpilot_workload_generator.traces.files import partitions
+from llmpilot_workload_generator.traces.reader import open_trace
 
 
 def refusal(path: Path, content: str | bytes) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,9 @@ import pytest
 
 from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_contracts.record_schema import COLUMNS
-from llmpilot_workload_generator.trace import Trace
-from llmpilot_workload_generator.trace_formats import FORMAT_NAMES, FORMATS, format_named, formats_with
-from llmpilot_workload_generator.trace_reader import open_trace
+from llmpilot_workload_generator.traces.formats import FORMAT_NAMES, FORMATS, format_named, formats_with
+from llmpilot_workload_generator.traces.reader import open_trace
+from llmpilot_workload_generator.traces.trace import Trace
 
 
 def only_batch(trace: Trace) -> dict[str, list[object]]:
@@ -240,7 +241,7 @@ def test_aiperf_records_may_leave_out_what_is_empty(tmp_path: Path) -> None:
 
 def test_llm_pilot_records(tmp_path: Path) -> None:
     rows = 3
-    table = {
+    table: dict[str, list[Any]] = {
         column.name: [None if column.nullable else ([] if column.is_list else column.kind())] * rows
         for column in COLUMNS
     }

@@ -9,7 +9,7 @@ import pytest
 
 from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_workload_generator.model import Kind
-from llmpilot_workload_generator.trace_reader import open_trace
+from llmpilot_workload_generator.traces.reader import open_trace
 
 SEVEN = ("input_tokens", "output_tokens", "batch_size", "temperature", "top_p", "top_k", "is_greedy")
 

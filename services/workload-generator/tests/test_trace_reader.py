@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError
 from llmpilot_workload_generator.model import Kind
-from llmpilot_workload_generator.trace import Trace
-from llmpilot_workload_generator.trace_reader import open_trace
+from llmpilot_workload_generator.traces.reader import open_trace
+from llmpilot_workload_generator.traces.trace import Trace
 
 TABLE = "input_tokens,output_tokens,temperature\n374,44,0.7\n12,1,0\n"
 

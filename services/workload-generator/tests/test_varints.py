@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from llmpilot_workload_generator import varints
+from llmpilot_workload_generator.files import varints
 
 UNSIGNED = hnp.arrays(np.uint64, st.integers(0, 40), elements=st.integers(0, 2**64 - 1))
 SIGNED = hnp.arrays(np.int64, st.integers(0, 40), elements=st.integers(-(2**63), 2**63 - 1))

@@ -1,8 +1,8 @@
 import pytest
 
 from fmaas import generation_pb2 as pb
-from llmpilot_workload_generator.prompts import RenderedRequest
-from llmpilot_workload_generator.sampling_parameters import SamplingParameters
+from llmpilot_workload_generator.prompts.rendering import RenderedRequest
+from llmpilot_workload_generator.prompts.sampling_parameters import SamplingParameters
 from llmpilot_workload_generator.wire_tgis import to_batched_request, to_single_requests
 
 

@@ -52,11 +52,11 @@ def fit(
 ) -> None:
     """Fit a model to the trace at PATH: a CSV, JSONL, JSON or Parquet file, or a folder of partitions."""
     from llmpilot_servicekit.progress import noted_if_slow, shown_progress  # noqa: PLC0415
-    from llmpilot_workload_generator.edges_file import read_edges  # noqa: PLC0415 the compiler takes half a second
-    from llmpilot_workload_generator.fitting import FitOptions  # noqa: PLC0415
-    from llmpilot_workload_generator.fitting import fit as fit_model  # noqa: PLC0415
-    from llmpilot_workload_generator.model_file import write_model  # noqa: PLC0415
-    from llmpilot_workload_generator.trace_reader import open_trace  # noqa: PLC0415
+    from llmpilot_workload_generator.files.edges_file import read_edges  # noqa: PLC0415 the compiler takes half a second
+    from llmpilot_workload_generator.files.model_file import write_model  # noqa: PLC0415
+    from llmpilot_workload_generator.fitting.fit import FitOptions  # noqa: PLC0415
+    from llmpilot_workload_generator.fitting.fit import fit as fit_model  # noqa: PLC0415
+    from llmpilot_workload_generator.traces.reader import open_trace  # noqa: PLC0415
 
     target = out or Path(path.resolve().name.split(".", maxsplit=1)[0] + SUFFIX)
     violations = output_violations("--out", target)
@@ -93,8 +93,8 @@ def fit(
 @click.pass_context
 def import_(context: click.Context, *, path: Path, out: Path, use_case: str | None) -> None:
     """Turn a model that others published into a model file: fmperf's pickle, or a CSV of length distributions."""
-    from llmpilot_workload_generator.model_file import write_model  # noqa: PLC0415
-    from llmpilot_workload_generator.model_import import import_model  # noqa: PLC0415
+    from llmpilot_workload_generator.files.model_file import write_model  # noqa: PLC0415
+    from llmpilot_workload_generator.imports.model_import import import_model  # noqa: PLC0415
 
     refuse(output_violations("--out", out))
     model = import_model(path, use_case=use_case, command=command_line(context, dict(context.params)))
@@ -107,8 +107,8 @@ def import_(context: click.Context, *, path: Path, out: Path, use_case: str | No
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The model file.")
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Add up models with the same edges, as if one had been fitted to all their traces."""
-    from llmpilot_workload_generator.merging import merge_models  # noqa: PLC0415
-    from llmpilot_workload_generator.model_file import read_model, write_model  # noqa: PLC0415
+    from llmpilot_workload_generator.files.model_file import read_model, write_model  # noqa: PLC0415
+    from llmpilot_workload_generator.fitting.merging import merge_models  # noqa: PLC0415
 
     refuse(output_violations("--out", out))
     model = merge_models([read_model(file) for file in files])
@@ -122,9 +122,9 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The edges file, JSON.")
 def edges(files: tuple[Path, ...], max_bins: int, out: Path) -> None:
     """Find the edges that suit several models together, for `fit --edges` on each of their traces."""
-    from llmpilot_workload_generator.edges_file import write_edges  # noqa: PLC0415
-    from llmpilot_workload_generator.merging import common_bins  # noqa: PLC0415
-    from llmpilot_workload_generator.model_file import read_model  # noqa: PLC0415
+    from llmpilot_workload_generator.files.edges_file import write_edges  # noqa: PLC0415
+    from llmpilot_workload_generator.files.model_file import read_model  # noqa: PLC0415
+    from llmpilot_workload_generator.fitting.merging import common_bins  # noqa: PLC0415
 
     refuse(output_violations("--out", out))
     bins = common_bins([read_model(file) for file in files], max_bins=max_bins)

@@ -98,7 +98,7 @@ def refuse(violations: list[Violation]) -> None:
 def open_model(name: str) -> WorkloadModel:
     """Return the model in a file, or the named profile; raises NotFoundError that lists the profiles."""
     from llmpilot_contracts.errors import NotFoundError  # noqa: PLC0415
-    from llmpilot_workload_generator.model_file import read_model  # noqa: PLC0415 the compiler takes half a second
+    from llmpilot_workload_generator.files.model_file import read_model  # noqa: PLC0415 the compiler takes half a second
     from llmpilot_workload_generator.profiles import PROFILE_NAMES, load_profile  # noqa: PLC0415
 
     if Path(name).is_file():

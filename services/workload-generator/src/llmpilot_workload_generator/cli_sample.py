@@ -80,7 +80,7 @@ def sample(
 ) -> None:
     """Draw requests from MODEL, a file or a profile."""
     from llmpilot_workload_generator import sample_output  # noqa: PLC0415 the compiler takes half a second
-    from llmpilot_workload_generator.sampler import SampleOptions, Sampler, ValueChoice  # noqa: PLC0415
+    from llmpilot_workload_generator.sampling.sampler import SampleOptions, Sampler, ValueChoice  # noqa: PLC0415
 
     violations = output_violations("--out", out) if out else []
     factors = _factors(scales, violations)

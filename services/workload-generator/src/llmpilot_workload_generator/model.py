@@ -1,7 +1,7 @@
 """A workload model: a sparse joint histogram of the parameters of requests.
 
-Invariant: `keys` rise strictly, and key, edges and radices say together which bin of every parameter a cell is in. Models
-over the same edges are merged by adding what they count (`merging.py`).
+Invariant: `keys` rise strictly, and key, edges and radices say together which bin of every parameter a cell is in.
+Models over the same edges are merged by adding what they count (`fitting/merging.py`).
 Source: Lazuka et al., 2024, section III-B.
 """
 
@@ -63,9 +63,8 @@ class Bins:
 
     def same_as(self, other: "Bins") -> bool:
         """Whether both divide the same parameter in the same way."""
-        return (
-            (self.name, self.kind, self.categories) == (other.name, other.kind, other.categories)
-            and np.array_equal(self.edges, other.edges)
+        return (self.name, self.kind, self.categories) == (other.name, other.kind, other.categories) and np.array_equal(
+            self.edges, other.edges
         )
 
 
@@ -73,7 +72,7 @@ class Bins:
 class Sketch:
     """How often which values occur, mergeable: what is known about values inside a bin.
 
-    Exact where there are few enough distinct values, else on a grid of fixed relative precision (`sketch.py`).
+    Exact where there are few enough distinct values, else on a grid of fixed relative precision (`fitting/sketch.py`).
     """
 
     values: Floats
@@ -177,7 +176,7 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadModel:
-    """A fitted model. Build one with `fitting.py`, read one with `model_file.py`."""
+    """A fitted model. Build one with `fitting/fit.py`, read one with `files/model_file.py`."""
 
     parameters: tuple[Parameter, ...]
     keys: Keys
@@ -222,7 +221,8 @@ def key_bits(bin_counts: Sequence[int]) -> float:
 
 def encode_keys(codes: npt.NDArray[np.integer], bin_counts: Sequence[int]) -> Keys:
     """Return the key of every cell (column) from the bins of its parameters (rows)."""
-    return (codes.astype(np.uint64) * strides(bin_counts)[:, None]).sum(axis=0, dtype=np.uint64)
+    keys: Keys = (codes.astype(np.uint64) * strides(bin_counts)[:, None]).sum(axis=0, dtype=np.uint64)
+    return keys
 
 
 def decode_keys(keys: Keys, bin_counts: Sequence[int]) -> npt.NDArray[np.uint8]:

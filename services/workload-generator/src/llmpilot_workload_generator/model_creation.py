@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from llmpilot_contracts.errors import InvalidInputError, PreconditionError, UnavailableError, Violation
-from llmpilot_workload_generator.arrivals import arrival_violations
-from llmpilot_workload_generator.fitting import FitOptions, fit
+from llmpilot_workload_generator.files.model_file import SUFFIX, read_model
+from llmpilot_workload_generator.fitting.fit import FitOptions, fit
+from llmpilot_workload_generator.imports.model_import import import_model
 from llmpilot_workload_generator.model import Arrivals, WorkloadModel
-from llmpilot_workload_generator.model_file import SUFFIX, read_model
-from llmpilot_workload_generator.model_import import import_model
-from llmpilot_workload_generator.trace_reader import open_trace
+from llmpilot_workload_generator.sampling.arrivals import arrival_violations
+from llmpilot_workload_generator.traces.reader import open_trace
 
 MODEL_SUFFIXES = (SUFFIX, ".pkl")
 """Of files that are models, and not traces that one is fitted to."""

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from llmpilot_contracts.errors import NotFoundError, PreconditionError
 from llmpilot_servicekit.nats_objects import NatsObjects, StoredObject
+from llmpilot_workload_generator.files.model_file import model_from_bytes, model_to_bytes
 from llmpilot_workload_generator.model import WorkloadModel
-from llmpilot_workload_generator.model_file import model_from_bytes, model_to_bytes
 from llmpilot_workload_generator.model_summary import ModelSummary, summarize, summary_from_text, summary_to_text
 from llmpilot_workload_generator.profiles import PROFILE_NAMES, load_profile, profile_path
 

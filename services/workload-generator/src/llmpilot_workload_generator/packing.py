@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmpilot_workload_generator.model import Column, Kind, Parameter, WorkloadModel
-from llmpilot_workload_generator.sampler import Sample
+from llmpilot_workload_generator.sampling.sampler import Sample
 
 
 class PackedType(StrEnum):

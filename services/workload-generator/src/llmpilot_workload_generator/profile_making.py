@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llmpilot_workload_generator.fitting import FitOptions, fit
+from llmpilot_workload_generator.files.model_file import write_model
+from llmpilot_workload_generator.fitting.fit import FitOptions, fit
+from llmpilot_workload_generator.imports.model_import import import_model
 from llmpilot_workload_generator.model import ArrivalKind, Arrivals, Floats, WorkloadModel
-from llmpilot_workload_generator.model_file import write_model
-from llmpilot_workload_generator.model_import import import_model
 from llmpilot_workload_generator.profiles import FOLDER, PROFILE_NAMES, profile_path
-from llmpilot_workload_generator.trace import Trace
-from llmpilot_workload_generator.trace_reader import open_trace
+from llmpilot_workload_generator.traces.reader import open_trace
+from llmpilot_workload_generator.traces.trace import Trace
 
 COMMAND = "python -m llmpilot_workload_generator.profile_making DATA"
 LENGTHS = Path("workload-choice") / "token_length_cdf.csv"
@@ -33,7 +33,7 @@ def make_profile(name: str, data: Path) -> WorkloadModel:
 def recorded_arrivals(trace: Trace, kind: ArrivalKind) -> Arrivals:
     """Return an arrival process with a trace's mean rate and, if it is of that kind, its burstiness."""
     times = [batch.arrival_nanos for batch in trace.batches() if batch.arrival_nanos is not None]
-    gaps = np.diff(np.sort(np.concatenate(times))) / 1e9
+    gaps: Floats = np.diff(np.sort(np.concatenate(times))).astype(np.float64) / 1e9
     rate = float(1 / gaps.mean())
     if kind is not ArrivalKind.GAMMA:
         return Arrivals(kind=kind, rate_per_second=_rounded(rate))

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmpilot_contracts.errors import NotFoundError
+from llmpilot_workload_generator.files.model_file import SUFFIX, read_model
 from llmpilot_workload_generator.model import WorkloadModel
-from llmpilot_workload_generator.model_file import SUFFIX, read_model
 
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {

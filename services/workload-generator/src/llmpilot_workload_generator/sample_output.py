@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_servicekit.file_output import written_whole
 from llmpilot_servicekit.progress import shown_progress
-from llmpilot_workload_generator.corpus import read_corpus
-from llmpilot_workload_generator.prompts import RenderedRequest, Renderer, RenderOptions
-from llmpilot_workload_generator.request_bodies import Server
-from llmpilot_workload_generator.sampler import Sample, Sampler
-from llmpilot_workload_generator.tokenizer import read_tokenizer
+from llmpilot_workload_generator.prompts.corpus import read_corpus
+from llmpilot_workload_generator.prompts.rendering import RenderedRequest, Renderer, RenderOptions
+from llmpilot_workload_generator.prompts.request_bodies import Server
+from llmpilot_workload_generator.prompts.tokenizer import read_tokenizer
+from llmpilot_workload_generator.sampling.sampler import Sample, Sampler
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 BATCH_REQUESTS = 65_536

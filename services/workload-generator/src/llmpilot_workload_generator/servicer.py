@@ -20,9 +20,9 @@ from llmpilot_workload_generator.model_creation import Creations
 from llmpilot_workload_generator.model_store import ModelStore
 from llmpilot_workload_generator.open_calls import OpenCalls
 from llmpilot_workload_generator.packing import Packer
-from llmpilot_workload_generator.prompt_cutting import draw_for_prompts
-from llmpilot_workload_generator.prompts import Renderer
-from llmpilot_workload_generator.sampler import Sampler
+from llmpilot_workload_generator.prompts.prompt_cutting import draw_for_prompts
+from llmpilot_workload_generator.prompts.rendering import Renderer
+from llmpilot_workload_generator.sampling.sampler import Sampler
 from llmpilot_workload_generator.statistics import describe
 
 _STEP = 10_000_000

@@ -13,13 +13,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from llmpilot.workload.v1 import workload_pb2 as pb
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_workload_generator.arrivals import arrival_violations
+from llmpilot_workload_generator.files.model_header import MOST_BINS
 from llmpilot_workload_generator.model import MAX_BINS, ArrivalKind, Arrivals, Kind
 from llmpilot_workload_generator.model_creation import MODEL_SUFFIXES, Recipe
-from llmpilot_workload_generator.model_header import MOST_BINS
 from llmpilot_workload_generator.model_store import Origin, StoredModel
 from llmpilot_workload_generator.model_summary import ParameterSummary
 from llmpilot_workload_generator.profiles import PROFILE_NAMES
+from llmpilot_workload_generator.sampling.arrivals import arrival_violations
 
 COLLECTION = "workloadModels/"
 LARGEST_PAGE_SIZE = 1000

@@ -6,10 +6,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from llmpilot.workload.v1 import workload_pb2 as pb
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_workload_generator.corpus import LARGEST_CORPUS_CHARACTERS
-from llmpilot_workload_generator.prompts import RenderedRequest, RenderOptions
-from llmpilot_workload_generator.request_bodies import Server
-from llmpilot_workload_generator.tokenizer import Tokenizer
+from llmpilot_workload_generator.prompts.corpus import LARGEST_CORPUS_CHARACTERS
+from llmpilot_workload_generator.prompts.rendering import RenderedRequest, RenderOptions
+from llmpilot_workload_generator.prompts.request_bodies import Server
+from llmpilot_workload_generator.prompts.tokenizer import Tokenizer
 from llmpilot_workload_generator.wire_tgis import to_batched_request
 
 SERVERS = {

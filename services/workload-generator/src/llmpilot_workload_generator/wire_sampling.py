@@ -6,7 +6,7 @@ from llmpilot.workload.v1 import workload_pb2 as pb
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_workload_generator.model import ArrivalKind, WorkloadModel
 from llmpilot_workload_generator.packing import PackedBatch, PackedType
-from llmpilot_workload_generator.sampler import SampleOptions, ValueChoice
+from llmpilot_workload_generator.sampling.sampler import SampleOptions, ValueChoice
 from llmpilot_workload_generator.wire import find_id, read_arrivals
 
 DEFAULT_BATCH_SIZE = 65_536

@@ -4,8 +4,8 @@ Invariant: no field is set that would mean something else than its absence to TG
 """
 
 from fmaas import generation_pb2 as pb
-from llmpilot_workload_generator.prompts import RenderedRequest
-from llmpilot_workload_generator.request_bodies import TgisParameters, tgis_parameters
+from llmpilot_workload_generator.prompts.rendering import RenderedRequest
+from llmpilot_workload_generator.prompts.request_bodies import TgisParameters, tgis_parameters
 
 
 def to_batched_request(request: RenderedRequest, *, fixed_output_length: bool = True) -> pb.BatchedGenerationRequest:

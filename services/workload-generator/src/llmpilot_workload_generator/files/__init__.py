@@ -1,0 +1,1 @@
+"""Workload models and edges as files."""

@@ -1,0 +1,1 @@
+"""Requests drawn from a model, each a function of seed and index."""
