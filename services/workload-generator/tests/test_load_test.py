@@ -16,29 +16,13 @@ PROGRAM = str(Path(sysconfig.get_path("scripts")) / "llm-pilot")
 LLM = "meta-llama/Llama-3.1-8B"
 TTFT_SECONDS, ITL_SECONDS = 0.005, 0.001
 
-LOAD_TEST = """
-import sys, time
-from concurrent.futures import ThreadPoolExecutor
-from urllib.request import Request, urlopen
-import grpc
-from llmpilot.workload.v1 import workload_pb2 as pb
-from llmpilot.workload.v1.workload_pb2_grpc import WorkloadServiceStub
+README = Path(__file__).parents[1] / "README.md"
 
-def seconds(body):
-    start = time.perf_counter()
-    urlopen(Request(f"{server}/v1/completions", body, {"Content-Type": "application/json"})).read()
-    return time.perf_counter() - start
 
-workloads, server, llm = sys.argv[1:]
-ask = pb.StreamRequestsRequest(sampling=pb.Sampling(workload_model="workloadModels/production"), request_count=300,
-                               server=pb.SERVER_OPENAI_COMPLETIONS, served_model=llm, fixed_output_length=True)
-stream = WorkloadServiceStub(grpc.insecure_channel(workloads)).StreamRequests(ask)
-with ThreadPoolExecutor(max_workers=16) as users:
-    bodies = (body for answer in stream for request in answer.requests for body in request.bodies)
-    times = sorted(users.map(seconds, bodies))
-median, last = times[len(times) // 2], times[len(times) * 99 // 100]
-print(f"{len(times)} requests of 16 users: median {median:.3f} s, 99 % within {last:.3f} s")
-"""
+def load_test() -> str:
+    """The Python program that the README shows."""
+    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return str(program)
 
 
 @pytest.fixture
@@ -68,7 +52,7 @@ def test_ten_lines_of_python_are_a_load_test(start_service: Callable[..., Any], 
         arguments = [service.grpc_address, simulator, f"{LLM}-simulated"]
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         ended = subprocess.run(
-            [sys.executable, "-c", LOAD_TEST, *arguments],
+            [sys.executable, "-c", load_test(), *arguments],
             env=environment,
             capture_output=True,
             text=True,

@@ -96,6 +96,7 @@ async def _serving(
     server = grpc.aio.server(
         interceptors=[calls],
         options=[
+            ("grpc.keepalive_time_ms", 60_000),  # a client whose host is gone is noticed
             ("grpc.so_reuseport", 0),  # else a second process would silently share the port
             ("grpc.max_receive_message_length", settings.max_request_bytes),
         ],

@@ -3,6 +3,7 @@
 Invariant: the JSON holds all that the tables show, unrounded.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmpilot_workload_generator.profiles import DESCRIPTIONS
 from llmpilot_workload_generator.statistics import Comparison, Description, Distance, Marginal
 
 SHOWN_CATEGORIES = 3
+WIDTH_OFF_TERMINAL = 120
 _UNKNOWN = "-"
 
 Json = dict[str, Any]
@@ -165,7 +167,7 @@ def number_text(value: float | None) -> str:
 
 
 def _print(report: Iterable[RenderableType], console: Console | None) -> None:
-    target = console or Console(highlight=False)
+    target = console or Console(width=None if sys.stdout.isatty() else WIDTH_OFF_TERMINAL, highlight=False)
     for part in report:
         target.print(part)
 
