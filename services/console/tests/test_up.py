@@ -13,6 +13,7 @@ from tempfile import TemporaryFile
 import psutil
 import pytest
 
+from llmpilot_console.plugins import installed_services
 from llmpilot_console.state_directory import RunningPlatform, ServiceAddresses, StateDirectory
 from llmpilot_console.supervisor import Patience
 from llmpilot_console.up import describe
@@ -27,6 +28,10 @@ RUNNING = RunningPlatform(
     nats_url="nats://127.0.0.1:2",
     services={"recommender": ServiceAddresses(grpc="127.0.0.1:3", metrics="127.0.0.1:4")},
 )
+PLATFORM_PROCESSES = 1 + len(installed_services())
+"""nats-server and a process for each service."""
+COMMAND_PROCESSES = 2
+"""nats-server and the one service that a command needs."""
 Eventually = Callable[[Callable[[], bool]], None]
 
 
@@ -87,7 +92,7 @@ def test_up_stops_everything_and_exits_with_0(
         platform = _running(state_dir, eventually)
         assert platform.pid == process.pid
         wait_until_serving(platform.services["recommender"].grpc, DEADLINE_SECONDS)
-        children = _children_of(process, 2, eventually)
+        children = _children_of(process, PLATFORM_PROCESSES, eventually)
         assert process.stdout is not None
         assert process.stdout.readline() == "LLM-Pilot runs. Ctrl-C stops it.\n"
         stop(process)
@@ -139,7 +144,7 @@ def test_up_prints_the_buf_beside_the_program(monkeypatch: pytest.MonkeyPatch, t
 def test_no_process_outlives_a_killed_supervisor(state_dir: Path, eventually: Eventually) -> None:
     with _started("up", "--port", "0") as process:
         _running(state_dir, eventually)
-        children = _children_of(process, 2, eventually)
+        children = _children_of(process, PLATFORM_PROCESSES, eventually)
         process.kill()
         assert _all_gone(children)
 
@@ -166,7 +171,7 @@ def test_ctrl_c_while_starting_stops_everything(
 ) -> None:
     _replace_service(tmp_path, monkeypatch, "import signal; signal.pause()")
     with _started("up", "--port", "0") as process:
-        children = _children_of(process, 2, eventually)
+        children = _children_of(process, PLATFORM_PROCESSES, eventually)
         _ctrl_c(process)
         assert process.wait(DEADLINE_SECONDS) == 0
     assert _all_gone(children)
@@ -186,7 +191,7 @@ while True:
     log = state_dir / "logs" / "recommender.log"
     with _started("up", "--port", "0") as process:
         eventually(lambda: log.exists() and "started" in log.read_text())
-        children = _children_of(process, 2, eventually)
+        children = _children_of(process, PLATFORM_PROCESSES, eventually)
         _ctrl_c(process)
         eventually(lambda: "deaf" in log.read_text())
         _ctrl_c(process)
@@ -199,7 +204,8 @@ def test_a_second_up_is_refused_and_says_where_the_first_runs(state_dir: Path, e
         platform = _running(state_dir, eventually)
         second = _finished("up", "--port", "0")
         assert second.returncode == 1
-        assert f"process {process.pid}; recommender at {platform.services['recommender'].grpc}" in second.stderr
+        assert f"process {process.pid}; " in second.stderr
+        assert f"recommender at {platform.services['recommender'].grpc}" in second.stderr
         _ctrl_c(process)
         assert process.wait(DEADLINE_SECONDS) == 0
 
@@ -234,7 +240,7 @@ def test_ctrl_c_in_a_command_cancels_it_and_stops_what_it_started(eventually: Ev
         assert process.stdout is not None
         address = process.stdout.readline().strip()  # the command has its service now
         wait_until_serving(address, DEADLINE_SECONDS)
-        children = _children_of(process, 2, eventually)
+        children = _children_of(process, COMMAND_PROCESSES, eventually)
         _ctrl_c(process)
         assert process.wait(DEADLINE_SECONDS) == 130
         process.stdout.close()
