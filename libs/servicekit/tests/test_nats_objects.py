@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import nats
@@ -160,6 +161,40 @@ def test_a_write_that_is_cancelled_leaves_nothing(start_nats: StartNats) -> None
     checked(start_nats, check)
 
 
+def test_a_write_that_is_cancelled_at_any_moment_leaves_a_whole_file_or_nothing(start_nats: StartNats) -> None:
+    async def check(objects: NatsObjects, jetstream: Any) -> None:
+        await objects.create("before", b"")
+        for step_count in range(100):
+            name = f"file {step_count}"
+            writing = asyncio.create_task(objects.create(name, b"content"))
+            for _ in range(step_count):
+                await asyncio.sleep(0)
+            writing.cancel()
+            await asyncio.wait([writing])
+            stored = await objects.find(name)
+            if stored is not None:
+                assert await objects.read(stored) == b"content"
+                await objects.delete(stored)
+            assert await message_count(jetstream) == 1
+
+    checked(start_nats, check)
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(start_nats: StartNats) -> None:
+    async def check(objects: NatsObjects, jetstream: Any) -> None:
+        assert await objects.remove_unnamed(idle=timedelta(0)) == 0
+        await objects.create("file", b"content")
+        for part in (b"one", b"two"):
+            await jetstream.publish("$O.FILES.C.left", part)
+        assert await objects.remove_unnamed(idle=timedelta(hours=1)) == 0
+        assert await message_count(jetstream) == 4
+        assert await objects.remove_unnamed(idle=timedelta(0)) == 1
+        assert await message_count(jetstream) == 2
+        assert await objects.read(await found(objects, "file")) == b"content"
+
+    checked(start_nats, check)
+
+
 def test_a_damaged_file_is_refused(start_nats: StartNats) -> None:
     async def check(objects: NatsObjects, jetstream: Any) -> None:
         await objects.create("file", b"content")
@@ -197,6 +232,7 @@ def test_a_file_outlives_the_server(start_nats: StartNats) -> None:
         lambda objects: objects.find("file"),
         lambda objects: objects.find_all(["file"]),
         lambda objects: objects.create("file", b""),
+        lambda objects: objects.remove_unnamed(idle=timedelta(0)),
     ],
 )
 def test_without_nats_every_question_is_refused_at_once(ask: Callable[[NatsObjects], Awaitable[object]]) -> None:

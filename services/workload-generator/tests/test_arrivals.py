@@ -115,3 +115,12 @@ def test_times_beyond_what_nanoseconds_hold_are_refused(arrivals: Arrivals) -> N
     slow = Arrivals(kind=arrivals.kind, rate_per_second=1e-6, burstiness=arrivals.burstiness, speed=1e-10)
     with pytest.raises(InvalidInputError, match="292 years"):
         times_of(slow).nanos(10_000, 1_000_000)
+
+
+@pytest.mark.parametrize("kind", [ArrivalKind.POISSON, ArrivalKind.GAMMA])
+def test_random_arrivals_far_beyond_what_was_drawn_are_refused_at_once(kind: ArrivalKind) -> None:
+    """All gaps before them would be added up first: hours for 2^40."""
+    times = times_of(Arrivals(kind=kind, rate_per_second=7))
+    with pytest.raises(InvalidInputError, match="at most 1,000,000,000"):
+        times.nanos(2**40, 2)
+    assert len(times.nanos(3 * BLOCK_GAPS, 2)) == 2

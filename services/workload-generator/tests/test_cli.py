@@ -1,6 +1,9 @@
 """`llm-pilot workload` as somebody types it."""
 
+import gc
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,32 @@ from click.testing import CliRunner
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError, PilotError
 from llmpilot_workload_generator.cli_workload import workload
+from llmpilot_workload_generator.profiles import load_profile
+from llmpilot_workload_generator.sample_output import write_samples
+from llmpilot_workload_generator.sampling.sampler import Sample, SampleOptions, Sampler
 
 ROWS = 300
+SAMPLE_TO_STDOUT = """
+from llmpilot_contracts.errors import PilotError
+from llmpilot_workload_generator.cli_workload import workload
+try:
+    workload(["sample", "code", "-n", "100000"], standalone_mode=False)
+except PilotError as error:
+    raise SystemExit(f"{type(error).__name__}: {error}")
+"""
+
+
+class InterruptedSampler(Sampler):
+    """One whose user presses Ctrl-C after the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__(load_profile("code"), SampleOptions())
+
+    def draw(self, start: int, count: int) -> Sample:
+        """Give the first batch only."""
+        if start:
+            raise KeyboardInterrupt
+        return super().draw(start, count)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +67,12 @@ def test_fit_names_its_model_after_the_trace() -> None:
     assert "300 requests, 21 cells" in shown
     assert Path("trace.workload").is_file()
     assert "fit trace.csv" in output_of("describe", "trace.workload")
+
+
+def test_a_model_tells_the_command_as_a_shell_takes_it() -> None:
+    output_of("fit", "trace.csv", "--source", "ours; all", "--licence", "none")
+    made_by = json.loads(output_of("describe", "trace.workload", "--json"))["command"]
+    assert made_by.endswith("fit trace.csv --source 'ours; all' --licence none")
 
 
 def test_a_fitted_model_gives_back_what_it_was_fitted_to() -> None:
@@ -171,3 +204,98 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work() -> None:
 
 def test_replaying_the_arrivals_of_a_trace_needs_the_trace() -> None:
     assert "--keep-replay" in refusal_of("fit", "trace.csv", "--arrivals", "trace")
+
+
+def test_fit_import_and_edges_do_not_overwrite_what_they_read() -> None:
+    Path("link.csv").symlink_to("trace.csv")
+    content = Path("trace.csv").read_bytes()
+    for name in ("trace.csv", "link.csv"):
+        assert "--out: must be another file" in refusal_of("fit", "trace.csv", "--out", name)
+        assert "--out: must be another file" in refusal_of("import", "trace.csv", "--out", name)
+    assert Path("trace.csv").read_bytes() == content
+    output_of("fit", "trace.csv")
+    assert "--out: must be another file" in refusal_of("edges", "trace.workload", "--out", "trace.workload")
+    refusal_of("fit", "trace.csv", "--edges", "trace.workload")
+    assert "300 in" in output_of("describe", "trace.workload")
+
+
+def test_a_profile_does_wherever_a_model_file_does() -> None:
+    output_of("edges", "code", "conversation", "--out", "edges.json")
+    assert "8,819 requests" in output_of("merge", "code", "--out", "m.workload")
+    Path("t.csv").write_text("input_tokens,output_tokens\n5,6\n")
+    output_of("fit", "t.csv", "--edges", "code")
+    assert "8,820 requests" in output_of("merge", "t.workload", "code", "--out", "m.workload")
+
+
+def test_all_wrong_options_of_fit_are_listed_at_once() -> None:
+    message = refusal_of(
+        "fit", "trace.csv", "--bins", "1", "--edges", "code", "--out", "no/m", "--column", "a", "--rate", "3"
+    )
+    for words in ("--bins: must be 2 to 256, is 1", "--bins: cannot go with --edges", "--out", "--column", "--rate"):
+        assert words in message
+    assert "--bins" in refusal_of("edges", "code", "--bins", "300", "--out", "e.json")
+
+
+def test_an_unknown_format_is_refused_with_those_there_are() -> None:
+    result = CliRunner().invoke(workload, ["fit", "trace.csv", "--format", "azure"])
+    assert result.exit_code != 0
+    assert "azure-2023" in result.output
+
+
+def test_options_that_would_do_nothing_are_refused_all_at_once() -> None:
+    options = ("--tokenizer", "t", "--corpus", "c", "--shared-prefix-ratio", ".5", "--served-model", "m")
+    message = refusal_of("sample", "code", *options)
+    for name in options[::2]:
+        assert f"{name}: goes with" in message
+    assert "--prefix-groups: goes with" in refusal_of("sample", "code", "--prompts", "--prefix-groups", "3")
+    assert "--served-model: goes with" in refusal_of("sample", "code", "--server", "tgi", "--served-model", "m")
+
+
+def test_a_factor_that_is_given_twice_is_refused() -> None:
+    assert "input_tokens once" in refusal_of("sample", "code", "--scale", "input_tokens=2", "--scale", "input_tokens=3")
+
+
+def test_what_is_wrong_with_requests_and_with_prompts_is_said_at_once() -> None:
+    message = refusal_of("sample", "code", "--context-length", "1", "--server", "openai-chat")
+    assert "--context-length" in message
+    assert "--served-model" in message
+
+
+def test_the_end_of_a_replay_is_said() -> None:
+    output_of("fit", "trace.csv", "--keep-replay")
+    result = CliRunner().invoke(workload, ("sample", "trace.workload", "--replay", "-n", "400", "--start", "100"))
+    assert len(result.stdout.splitlines()) == 1 + 200
+    assert "200 of 400" in result.stderr
+    assert f"must be < {ROWS}" in refusal_of("sample", "trace.workload", "--replay", "--start", str(ROWS))
+
+
+def test_a_full_disk_behind_the_terminal_is_one_error() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    command = [sys.executable, "-c", SAMPLE_TO_STDOUT]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (
+        done.stderr.strip().splitlines()[-1]
+        == "PreconditionError: the output cannot be written: No space left on device"
+    )
+
+
+def test_an_interrupted_parquet_file_leaves_nothing_and_says_nothing_else() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(InterruptedSampler(), start=0, count=200_000, out=Path("x.parquet"), renderer=None)
+    gc.collect()  # a writer that is not closed would fail here, and warnings are errors
+    assert list(Path().glob("*x.parquet*")) == []
+
+
+def test_only_the_asked_parameters_are_written() -> None:
+    """As `simulate run --requests` wants them."""
+    output_of("sample", "production", "-n", "5", "--parameters", "output_tokens,input_tokens", "--out", "s.csv")
+    assert Path("s.csv").read_text().splitlines()[0] == "output_tokens,input_tokens"
+    assert "'users'" in refusal_of("sample", "production", "--parameters", "users")
+
+
+def test_what_the_sampler_refuses_is_told_by_the_options_names() -> None:
+    message = refusal_of("sample", "code", "--where", "size < 3", "--context-length", "1", "--scale", "input_tokens=0")
+    for option in ("--where", "--context-length", "--scale"):
+        assert option in message

@@ -148,3 +148,13 @@ def test_of_a_range_of_fractions_the_part_within_bounds_is_left() -> None:
     assert without.highs[0] < 0.5 < without.lows[1]
     only = restrict(whole, Restriction(is_whole=False, chosen=frozenset({0.25, 3.0})))
     assert (only.lows.tolist(), only.highs.tolist(), only.masses.tolist()) == ([0.25], [0.25], [8.0])
+
+
+def test_a_fraction_is_no_value_of_whole_numbers_in_a_range() -> None:
+    ranges = Ranges(bins=np.array([0]), lows=np.array([1000.0]), highs=np.array([1010.0]), masses=np.array([5.0]))
+    violations: list[Violation] = []
+    restriction = parse_conditions(["input_tokens = 1000.5"], PARAMETERS, violations)["input_tokens"]
+    assert len(restrict(ranges, restriction)) == 0
+    assert not restriction.admits(np.array([1000, 1001])).any()
+    both = parse_conditions(["input_tokens in 1000.5, 1001"], PARAMETERS, violations)["input_tokens"]
+    assert restrict(ranges, both).lows.tolist() == [1001]

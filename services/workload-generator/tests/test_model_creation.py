@@ -1,6 +1,7 @@
 """Creations that are cut short; whole ones are in test_service.py."""
 
 import asyncio
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -83,6 +84,31 @@ def test_a_fit_that_is_cancelled_stops_and_its_file_is_removed(uploads: Path, mo
 
     asyncio.run(check())
     assert list(uploads.iterdir()) == []
+
+
+def test_a_file_is_removed_in_a_thread(uploads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of gigabytes that takes a fifth of a second, in which no other call would be answered."""
+    removing: list[int] = []
+
+    class Folder(tempfile.TemporaryDirectory[str]):
+        def cleanup(self) -> None:
+            removing.append(threading.get_ident())
+            super().cleanup()
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Folder)
+    with pytest.raises(InvalidInputError, match="but only 0 bytes came"):
+        asyncio.run(creations().make(recipe(), chunks()))
+    assert len(removing) == 1
+    assert removing[0] != threading.get_ident()
+    assert list(uploads.iterdir()) == []
+
+
+def test_without_a_place_for_the_file_the_client_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    with pytest.raises(
+        UnavailableError, match=r"trace\.csv cannot be kept while it is read: No such file or directory"
+    ):
+        asyncio.run(creations().make(recipe(), chunks(b"abc")))
 
 
 @pytest.mark.parametrize("content", [b"", b"ab", b"abcd"])

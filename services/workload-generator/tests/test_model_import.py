@@ -254,9 +254,10 @@ def test_use_cases_of_the_file_are_named(use_case: str | None) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"a,b\n1,2\n", "x column use_case: is missing; x column side: is missing"),
-        (b"\xff\xfe", "x: must be CSV"),
-        (b"", "x column use_case: is missing"),
+        (b"use_case,cdf\n1,2\n", "x column side: is missing; x column tokens: is missing"),
+        (b"a,b\n1,2\n", "x: must be the pickle published with fmperf, or CSV with the columns use_case, side, tokens"),
+        (b"\xff\xfe", "x: must be the pickle published with fmperf, or CSV with"),
+        (b"", "x: must be the pickle published with fmperf, or CSV with"),
         (HEADER, "use_case: must be one of the file's, is 'qa'"),
         (HEADER + b"qa,middle,1,0\nqa,input,x,0\n", "x line 2: side must be input or output, is 'middle'; x line 3"),
         (HEADER + b"qa,input,1\n", "x line 2: tokens and cdf must be numbers"),

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from llmpilot_workload_generator.model import ArrivalKind, Arrivals
+from llmpilot_workload_generator.model import (
+    ArrivalKind,
+    Arrivals,
+    Bins,
+    Kind,
+    Parameter,
+    Provenance,
+    Sketch,
+    WorkloadModel,
+)
 from llmpilot_workload_generator.model_report import (
     arrival_words,
     comparison_json,
@@ -40,6 +49,25 @@ def test_description_fits_a_terminal_of_80_columns() -> None:
     assert " ".join(text.split("entropy")[-1].split()) == (
         "9.194 bits; of the parameters one by one 16.305 bits; total correlation 7.111 bits"
     )
+
+
+def test_correlations_of_many_parameters_are_readable_on_80_columns() -> None:
+    """Fourteen parameters, the names of three words: the numbers of none are cut."""
+    count = 14
+    bins = [Bins(name=f"parameter_number_{index}", kind=Kind.INTEGER, edges=np.arange(2.0)) for index in range(count)]
+    sketch = Sketch(values=np.arange(2.0), counts=np.array([3, 3]), exact=True, low=0.0, high=1.0)
+    model = WorkloadModel(
+        parameters=tuple(Parameter(bins=one, sketch=sketch, lows=np.arange(2.0), highs=np.arange(2.0)) for one in bins),
+        keys=np.array([0, 2**count - 1], np.uint64),
+        counts=np.array([3, 3]),
+        provenance=Provenance(source="by hand"),
+    )
+    console, written = terminal()
+    print_description(model, describe(model), console=console)
+    correlations = written.getvalue().partition("Spearman")[2].partition("entropy")[0]
+    assert "…" not in correlations
+    assert max(map(len, correlations.splitlines())) <= 80
+    assert correlations.count("1.000") == count**2
 
 
 def test_json_holds_what_the_table_shows() -> None:

@@ -29,6 +29,7 @@ def parameter(low: float, high: float, kind: Kind = Kind.INTEGER) -> Parameter:
         (1, 200, 1.275, PackedType.UINT8),
         (1, 200, 1.276, PackedType.UINT16),
         (1, 65_535, 0.001, PackedType.UINT8),
+        (1, 65_535, 1e308, PackedType.INT64),
     ],
 )
 def test_integers_take_the_narrowest_type_of_their_scaled_range(

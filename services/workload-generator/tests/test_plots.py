@@ -68,6 +68,12 @@ def test_any_parameter_is_drawn(chosen: Parameter) -> None:
     assert set(pictures) == {"cdf.png", "cdf.svg"}
 
 
+def test_a_name_with_dollars_is_no_formula() -> None:
+    pictures = model_figures(load_profile("code"), title="a$x$b")
+    assert "a$x$b: marginal distributions" in texts(pictures["cdf.svg"])
+    assert "a$x$b: correlations" in texts(pictures["correlations.svg"])
+
+
 def test_parameter_of_one_value_is_left_out_of_the_correlations() -> None:
     model = load_profile("code")
     constant = replace(parameter("batch_size", [1.0], [model.request_count]))

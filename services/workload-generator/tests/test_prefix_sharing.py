@@ -181,3 +181,9 @@ def test_words_stand_in_where_the_corpus_cannot_be_cut_often_enough() -> None:
     found = ids_of(with_specials(), requests)
     assert list(map(len, found)) == [400, 400, 399, 398, 397]
     assert abs(common_tokens(found[0], found[1]) - 200) <= MOST_OFF
+
+
+def test_a_share_beside_the_blocks_of_a_trace_is_refused() -> None:
+    """It would be neither the share asked for nor the trace's."""
+    with pytest.raises(InvalidInputError, match="shared_prefix_ratio: must be 0 where the trace says"):
+        Renderer(RenderOptions(shared_prefix_ratio=0.5)).render(replayed([40], [[1, 2]], 20))

@@ -281,7 +281,8 @@ def test_prompt_with_no_token_but_the_tokenizers_own_is_refused() -> None:
         renderer.render(drawn([3, 2, 1, 50], batch_size=[1, 0, 1, 1]))
     assert str(caught.value) == (
         "input_tokens: must be from 3 (2 are the tokenizer's own) to 16777216, is 2 in 2 of 4 requests; "
-        "batch_size: must be from 1 to 65536, is 0 in 1 of 4 requests"
+        "conditions leave such requests out; "
+        "batch_size: must be from 1 to 65536, is 0 in 1 of 4 requests; conditions leave such requests out"
     )
 
 
@@ -293,3 +294,11 @@ def test_lengths_of_text_are_refused() -> None:
 def test_start_beyond_what_numbers_hold_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="start: must be from 0 to"):
         Renderer(RenderOptions()).render(drawn([5], start=2**48))
+
+
+def test_a_length_of_zero_is_refused_with_what_to_do() -> None:
+    sample = Sample(
+        columns={"input_tokens": np.array([30, 30]), "output_tokens": np.array([0, 1])}, start=0, arrival_nanos=None
+    )
+    with pytest.raises(InvalidInputError, match="is 0 in 1 of 2 requests; conditions leave such requests out"):
+        Renderer(RenderOptions()).render(sample)

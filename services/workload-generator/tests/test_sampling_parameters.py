@@ -33,6 +33,12 @@ def test_noise_of_published_models_is_rounded() -> None:
     assert read_sampling(columns, 1) == [SamplingParameters(greedy=False, temperature=0.1, top_p=0.73)]
 
 
+def test_what_is_nearly_zero_does_not_become_no_limit() -> None:
+    """0 would be "disabled" in TGIS and an error in TGI."""
+    (found,) = read_sampling({"temperature": np.array([1e-9]), "top_p": np.array([1e-9])}, 1)
+    assert found.temperature == found.top_p == 1e-6
+
+
 def test_is_greedy_may_be_words_or_truth_values() -> None:
     assert [one.greedy for one in read_sampling({"is_greedy": np.array(["True", "false", "0"])}, 3)] == [
         True,

@@ -1,5 +1,6 @@
 """Models and requests over real gRPC, kept in a real nats-server that two service processes share."""
 
+import asyncio
 import json
 import math
 import uuid
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import nats
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -238,6 +240,43 @@ def test_pages_hold_every_model_once_also_when_some_go_between_them(service: Any
     assert paged == everything
     assert model in paged
     assert everything == sorted(everything)
+
+
+def test_a_page_of_large_models_fits_into_a_message(nats_url: str, start_service: Callable[..., Any]) -> None:
+    """80 models with 60 KB of names each; messages of 4 MiB are the most that a client takes."""
+    content = b"input_tokens,output_tokens,user\n" + b"".join(b"1,1,%c%s\n" % (97 + n, b"x" * 3000) for n in range(20))
+    with start_service(LLMPILOT_NATS_URL=nats_url) as service:
+        for index in range(80):
+            create(service.stub, f"wide-{index:02}", content, parameters=["input_tokens", "output_tokens", "user"])
+        listed: list[str] = []
+        token = ""
+        while not listed or token:
+            request = pb.ListWorkloadModelsRequest(page_token=token)
+            page = service.stub.ListWorkloadModels(request, timeout=TIMEOUT_SECONDS)
+            listed += [each.name for each in page.workload_models]
+            token = page.next_page_token
+        assert listed == sorted(set(listed))
+        wide = [name for name in listed if "/wide-" in name]
+        assert len(wide) == 80
+        for name in wide:
+            service.stub.DeleteWorkloadModel(pb.DeleteWorkloadModelRequest(name=name), timeout=TIMEOUT_SECONDS)
+
+
+def test_a_file_in_the_store_that_is_no_model_is_passed_over(service: Any, nats_url: str, model: str) -> None:
+    async def put() -> None:
+        client = await nats.connect(nats_url)
+        try:
+            bucket = await client.jetstream().object_store("WORKLOAD_MODELS")
+            await bucket.put("by-hand", b"content")
+        finally:
+            await client.close()
+
+    asyncio.run(put())
+    listed = names(service.stub)
+    assert model in listed
+    assert "workloadModels/by-hand" not in listed
+    code, _ = refusal(lambda: sampled(service.stub, "workloadModels/by-hand"))
+    assert code is grpc.StatusCode.NOT_FOUND
 
 
 def code_or_ok(service: Any, name: str) -> None:

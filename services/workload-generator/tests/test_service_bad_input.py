@@ -202,6 +202,38 @@ def test_a_stream_that_would_begin_where_none_can_is_refused(service: Any, model
         assert list(invalid(partial(sample, service, request))) == ["start_index"]
 
 
+def test_a_request_of_more_tokens_than_are_made_is_refused(service: Any, model: str) -> None:
+    """Prompts of 200 million tokens and more would take gigabytes."""
+    scales = [pb.Scale(parameter="input_tokens", factor=1e6), pb.Scale(parameter="output_tokens", factor=1)]
+    sampling = pb.Sampling(workload_model=model, conditions=["input_tokens >= 9"], scales=scales)
+    request = pb.StreamRequestsRequest(sampling=sampling, request_count=1)
+    found = invalid(lambda: list(service.stub.StreamRequests(request, timeout=TIMEOUT_SECONDS)))
+    assert list(found) == ["sampling.context_length"]
+    assert "tokens in its prompts, and at most 8,388,608 are made" in found["sampling.context_length"]
+
+
+def test_arrivals_beyond_all_time_are_refused_by_their_field(service: Any, model: str) -> None:
+    arrivals = pb.Arrivals(kind=pb.ARRIVAL_KIND_CONSTANT, rate_per_second=1e-18)
+    sampling = pb.Sampling(workload_model=model, arrivals=arrivals)
+    assert list(invalid(lambda: sample(service, pb.SampleRequestsRequest(sampling=sampling, request_count=9)))) == [
+        "sampling.arrivals"
+    ]
+    prompts = pb.StreamRequestsRequest(sampling=sampling, request_count=9)
+    assert list(invalid(lambda: list(service.stub.StreamRequests(prompts, timeout=TIMEOUT_SECONDS)))) == [
+        "sampling.arrivals"
+    ]
+
+
+def test_a_model_that_a_list_cannot_show_is_refused(service: Any) -> None:
+    """20 names of 5,000 letters."""
+    content = b"input_tokens,output_tokens,user\n" + b"".join(b"1,1,%c%s\n" % (97 + n, b"x" * 5000) for n in range(20))
+    parameters = ["input_tokens", "output_tokens", "user"]
+    found = invalid(lambda: create(service, content, parameters=parameters))
+    assert list(found) == ["spec.parameters"]
+    assert found["spec.parameters"].startswith("have names and categories of 10")
+    assert found["spec.parameters"].endswith("leave out those with long names or categories")
+
+
 def test_a_replay_of_a_model_that_keeps_no_trace_is_refused(service: Any, model: str) -> None:
     request = pb.SampleRequestsRequest(sampling=pb.Sampling(workload_model=model, replay=True))
     assert list(invalid(lambda: sample(service, request))) == ["sampling.replay"]

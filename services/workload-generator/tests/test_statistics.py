@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_workload_generator.model import Bins, Kind, Parameter, Provenance, Sketch, WorkloadModel, encode_keys
 from llmpilot_workload_generator.profiles import load_profile
-from llmpilot_workload_generator.statistics import compare, describe, quantile, spearman
+from llmpilot_workload_generator.statistics import compare, describe, entropy_bits, quantile, spearman
 
 ROWS = [(1, 10, "a"), (1, 10, "a"), (2, 10, "b"), (2, 30, "a"), (3, 20, "a"), (9, 30, "b")]
 
@@ -60,6 +60,10 @@ def test_marginals_are_those_of_the_rows() -> None:
     assert (llm.mean, llm.median, llm.p90, llm.p99) == (None, None, None, None)
     assert llm.counts.tolist() == [4, 2]
     assert llm.categories == ("a", "b")
+
+
+def test_the_entropy_of_one_value_is_zero_without_a_sign() -> None:
+    assert str(entropy_bits(np.array([7]))) == "0.0"
 
 
 def test_entropy_and_total_correlation_are_those_of_the_rows() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,8 @@ GARBAGE = bytes(range(256)) * 8
     (b"PK\x03\x04garbage\n1,2\n", "t.csv: must be CSV, its first line is no text"),
     ("374,44\n91,16\n", "t.csv: must name the columns in its first line, which is '374,44'"),
     ("0,1.33,8.6,Gamma,.37,.4\n", "t.csv: must name the columns in its first line, which is '0,1.33,8.6,Gamma,.37,.4'"),
+    ("input_tokens;output_tokens\n1;2\n", "t.csv: must have commas between its columns, has ';'"),
+    ("input_tokens\toutput_tokens\n1\t2\n", "t.csv: must have commas between its columns, has '\\t'"),
     ("input_tokens\n\xff\n".encode("latin-1"), "t.csv: cannot be read: In CSV column #0"),
 ])  # fmt: skip
 def test_what_is_no_csv_is_refused(tmp_path: Path, content: str | bytes, problem: str) -> None:
@@ -172,3 +176,26 @@ def test_hidden_files_and_folders_are_no_partitions(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "e.csv").touch()
     assert partitions(tmp_path) == [tmp_path / "a.parquet", tmp_path / "b.csv"]
+
+
+def test_a_folder_that_cannot_be_looked_through_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "t.csv").write_text("input_tokens\n1\n")
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(InvalidInputError, match="must be a folder of nothing but readable files"):
+        partitions(tmp_path)
+
+
+def test_a_parquet_is_read_without_pandas(tmp_path: Path) -> None:
+    """Whose import takes a tenth of the CPU time of a fit to 17 million rows."""
+    lengths = pa.table({"input_tokens": pa.array([1, 2], pa.int16()), "output_tokens": pa.array([4, 3], pa.int32())})
+    pq.write_table(lengths, tmp_path / "t.parquet")
+    program = (
+        "import sys; from pathlib import Path; from llmpilot_workload_generator.traces.reader import open_trace;"
+        "rows = sum(map(len, open_trace(Path(sys.argv[1])).batches())); print(rows, 'pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "t.parquet")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["2", "False"]

@@ -3,11 +3,14 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from llmpilot_contracts.errors import PreconditionError
+
+_SHOWN = 50
+"""Characters of a file's name in that of its draft, which may have 255 bytes."""
 
 
 @contextmanager
@@ -16,7 +19,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     After an error inside, what was there before is there still.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    draft = path.with_name(f".{path.name[:_SHOWN]}.{uuid.uuid4().hex}")
     try:
         with draft.open("xb") as file:
             yield file
@@ -26,7 +29,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise PreconditionError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, and there can be none
+            draft.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:

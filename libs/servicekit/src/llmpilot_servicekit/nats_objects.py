@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError, NotFoundError
@@ -26,10 +26,13 @@ from llmpilot_servicekit.nats_follower import raise_if_cancelled
 
 CHUNK_BYTES = 128 * 1024
 _AT_ONCE_COUNT = 32
+_MOST_SUBJECTS = 100_000
+"""JetStream lists no more of them at once."""
 _DIGEST_PREFIX = "SHA-256="
 _STREAM_EXISTS = 10058
 _WRONG_LAST_SEQUENCE = 10071
 """JetStream's error codes: a stream of the same name and another configuration; the subject has a message already."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ class NatsObjects:
         """
         object_id = uuid.uuid4().hex
         chunks = self._chunks_subject(object_id)
+        digest = await asyncio.to_thread(_digest, content)
         with self._asking(f"to store {name}") as jetstream:
             await self._ensure_stream(jetstream)
             chunk_count = 0
@@ -79,14 +83,12 @@ class NatsObjects:
                 "nuid": object_id,
                 "size": len(content),
                 "chunks": chunk_count,
-                "digest": _digest(content),
+                "digest": digest,
                 "mtime": datetime.now(UTC).isoformat(),
                 "options": {"max_chunk_size": CHUNK_BYTES},
                 "metadata": dict(labels or {}),
             }
-            created = await self._name(jetstream, name, json.dumps(info).encode())
-            if not created:
-                await self._forget_chunks(jetstream, object_id)
+            created = await _to_its_end(self._name_or_forget(jetstream, info))
         raise_if_cancelled()
         return created
 
@@ -112,15 +114,7 @@ class NatsObjects:
 
     async def names(self) -> Sequence[str]:
         """Return the names of all files, sorted."""
-        prefix = self._name_subject("")
-        with self._asking("for the list of files") as jetstream:
-            try:
-                info = await jetstream.stream_info(self._stream, subjects_filter=f"{prefix}>")
-            except NotFoundError:
-                return []
-        raise_if_cancelled()
-        subjects = info.state.subjects or {}
-        return sorted(base64.urlsafe_b64decode(subject.removeprefix(prefix)).decode() for subject in subjects)
+        return sorted(base64.urlsafe_b64decode(name).decode() for name in await self._below(self._name_subject("")))
 
     async def read(self, stored: StoredObject) -> bytes | None:
         """Return the bytes of a file; None where it has been deleted since it was found."""
@@ -137,8 +131,8 @@ class NatsObjects:
                 missing_bytes -= len(parts[-1])
                 sequence = int(message.seq or 0)
                 raise_if_cancelled()
-        content = b"".join(parts)
-        if _digest(content) != stored.digest:
+        content, digest = await asyncio.to_thread(_joined, parts)
+        if digest != stored.digest:
             raise PilotError(f"{stored.name} in {self._bucket.name} is damaged: delete it and make it again")
         return content
 
@@ -149,6 +143,37 @@ class NatsObjects:
             await jetstream.purge_stream(self._stream, seq=stored.sequence + 1, subject=subject)
             await jetstream.purge_stream(self._stream, subject=self._chunks_subject(stored.id))
         raise_if_cancelled()
+
+    async def remove_unnamed(self, *, idle: timedelta) -> int:
+        """Remove what writers left that ended before they named their file, and wrote nothing for so long.
+
+        Returns of how many files.
+        """
+        unnamed = await self._below(self._chunks_subject(""))
+        names = await self.names()
+        if len(names) >= _MOST_SUBJECTS:
+            return 0  # there may be more, whose parts these are
+        unnamed -= {each.id for each in await self.find_all(names)}
+        removed_count = 0
+        with self._asking("for parts of no file") as jetstream:
+            for object_id in unnamed:
+                with suppress(NotFoundError):  # another replica was faster
+                    last = await jetstream.get_last_msg(self._stream, self._chunks_subject(object_id))
+                    if last.time is not None and datetime.now(UTC) - last.time >= idle:
+                        await jetstream.purge_stream(self._stream, subject=self._chunks_subject(object_id))
+                        removed_count += 1
+                raise_if_cancelled()
+        return removed_count
+
+    async def _below(self, prefix: str) -> set[str]:
+        """Return how the subjects go on that begin so and have a message."""
+        with self._asking("for the list of files") as jetstream:
+            try:
+                info = await jetstream.stream_info(self._stream, subjects_filter=f"{prefix}>")
+            except NotFoundError:
+                return set()
+        raise_if_cancelled()
+        return {subject.removeprefix(prefix) for subject in info.state.subjects or ()}
 
     async def _find(self, jetstream: JetStreamContext, name: str) -> StoredObject | None:
         try:
@@ -167,14 +192,15 @@ class NatsObjects:
             sequence=int(message.seq or 0),
         )
 
-    async def _name(self, jetstream: JetStreamContext, name: str, info: bytes) -> bool:
-        """Write the message that names a file, unless there is one."""
+    async def _name_or_forget(self, jetstream: JetStreamContext, info: Mapping[str, Any]) -> bool:
+        """Write the message that names a file; where there is one, remove the chunks instead."""
         expected = {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
         try:
-            await self._publish(jetstream, self._name_subject(name), info, expected)
+            await self._publish(jetstream, self._name_subject(info["name"]), json.dumps(info).encode(), expected)
         except BadRequestError as error:
             if error.err_code != _WRONG_LAST_SEQUENCE:
                 raise
+            await self._forget_chunks(jetstream, info["nuid"])
             return False
         return True
 
@@ -220,15 +246,20 @@ class NatsObjects:
             ) from error
 
 
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
     """Wait for work, also when cancelled meanwhile: JetStream may purge before it stores what was published earlier."""
     running = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(running)
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
         running.exception()  # known: the cancellation matters more
         raise
+
+
+def _joined(parts: Sequence[bytes]) -> tuple[bytes, str]:
+    content = b"".join(parts)
+    return content, _digest(content)
 
 
 def _digest(content: bytes) -> str:

@@ -33,7 +33,7 @@ async def run(settings: WorkloadSettings) -> None:
     await serve(
         settings,
         registrations=[servicer.registration()],
-        background=[nats.run, partial(calls.end_when, stop)],
+        background=[nats.run, store.remove_leftovers, partial(calls.end_when, stop)],
         stop=stop,
         registry=registry,
     )

@@ -1,5 +1,6 @@
 """`llm-pilot workload fit|import|merge|edges`: from traces to model files."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -7,12 +8,17 @@ import click
 from llmpilot_contracts.errors import Violation
 from llmpilot_workload_generator.cli_options import (
     arrival_options,
+    bins_violations,
     command_line,
+    open_edges,
+    open_model,
     output_violations,
     pairs,
     read_arrivals,
     refuse,
 )
+from llmpilot_workload_generator.model import MAX_BINS
+from llmpilot_workload_generator.traces.formats import FORMAT_NAMES
 
 SUFFIX = ".workload"
 
@@ -20,13 +26,18 @@ SUFFIX = ".workload"
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The model file.  [default: named as PATH, here]")
-@click.option("--format", "format_name", help="The trace's format.  [default: found by its columns]")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(FORMAT_NAMES),
+    help="The trace's format; table: of no publisher.  [default: found by its columns]",
+)
 @click.option(
     "--column", "columns", multiple=True, metavar="NAME=COLUMN", help="Which column of the file a parameter is."
 )
 @click.option("--parameters", default="", metavar="NAMES", help="What to keep, between commas.  [default: all]")
-@click.option("--bins", "max_bins", default=64, show_default=True, help="Most bins of a parameter, 2 to 256.")
-@click.option("--edges", type=click.Path(path_type=Path), help="Take the bins of this edges or model file.")
+@click.option("--bins", "max_bins", type=int, help="Most bins of a parameter, 2 to 256.  [default: 64]")
+@click.option("--edges", type=click.Path(path_type=Path), help="Take the bins of this edges file, model or profile.")
 @click.option("--keep-replay", is_flag=True, help="Keep the requests in their order, too, to replay the trace.")
 @arrival_options
 @click.option("--source", default="", help="What to say about where the trace comes from.")
@@ -40,7 +51,7 @@ def fit(
     format_name: str | None,
     columns: tuple[str, ...],
     parameters: str,
-    max_bins: int,
+    max_bins: int | None,
     edges: Path | None,
     keep_replay: bool,
     arrival_kind: str | None,
@@ -52,14 +63,17 @@ def fit(
 ) -> None:
     """Fit a model to the trace at PATH: a CSV, JSONL, JSON or Parquet file, or a folder of partitions."""
     from llmpilot_servicekit.progress import noted_if_slow, shown_progress  # noqa: PLC0415
-    from llmpilot_workload_generator.files.edges_file import read_edges  # noqa: PLC0415 the compiler takes half a second
-    from llmpilot_workload_generator.files.model_file import write_model  # noqa: PLC0415
+    from llmpilot_workload_generator.files.model_file import write_model  # noqa: PLC0415 the compiler takes half a second
     from llmpilot_workload_generator.fitting.fit import FitOptions  # noqa: PLC0415
     from llmpilot_workload_generator.fitting.fit import fit as fit_model  # noqa: PLC0415
     from llmpilot_workload_generator.traces.reader import open_trace  # noqa: PLC0415
 
     target = out or Path(path.resolve().name.split(".", maxsplit=1)[0] + SUFFIX)
-    violations = output_violations("--out", target)
+    violations = output_violations("--out", target, inputs=[path, *([edges] if edges else [])])
+    if max_bins is not None:
+        violations += bins_violations(max_bins)
+        if edges is not None:
+            violations.append(Violation("--bins", "cannot go with --edges, which says what the bins are"))
     named = pairs("--column", columns, violations)
     arrivals = read_arrivals(arrival_kind, rate=rate, burstiness=burstiness, speed=speed, violations=violations)
     if arrival_kind == "trace" and not keep_replay:
@@ -72,16 +86,22 @@ def fit(
         columns=named,
     )
     options = FitOptions(
-        max_bins=max_bins,
-        edges=read_edges(edges) if edges else None,
+        max_bins=max_bins or MAX_BINS,
+        edges=open_edges(edges) if edges else None,
         keep_replay=keep_replay,
         source=source,
         licence=licence,
         command=command_line(context, dict(context.params)),
         **({"arrivals": arrivals} if arrivals else {}),
     )
-    with noted_if_slow(COMPILING), shown_progress("bytes read") as advance:
-        model = fit_model(trace, options, advance=advance)
+    with shown_progress("bytes read") as advance, ExitStack() as until_it_runs:
+        until_it_runs.enter_context(noted_if_slow(COMPILING))
+
+        def advance_compiled(done: int, in_all: int | None) -> None:
+            until_it_runs.close()
+            advance(done, in_all)
+
+        model = fit_model(trace, options, advance=advance_compiled)
     write_model(target, model)
     _say_written(target, model.request_count, len(model.keys), skipped=model.provenance.skipped_row_count)
 
@@ -96,7 +116,7 @@ def import_(context: click.Context, *, path: Path, out: Path, use_case: str | No
     from llmpilot_workload_generator.files.model_file import write_model  # noqa: PLC0415
     from llmpilot_workload_generator.imports.model_import import import_model  # noqa: PLC0415
 
-    refuse(output_violations("--out", out))
+    refuse(output_violations("--out", out, inputs=[path]))
     model = import_model(path, use_case=use_case, command=command_line(context, dict(context.params)))
     write_model(out, model)
     _say_written(out, model.request_count, len(model.keys))
@@ -106,28 +126,27 @@ def import_(context: click.Context, *, path: Path, out: Path, use_case: str | No
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The model file.")
 def merge(files: tuple[Path, ...], out: Path) -> None:
-    """Add up models with the same edges, as if one had been fitted to all their traces."""
-    from llmpilot_workload_generator.files.model_file import read_model, write_model  # noqa: PLC0415
+    """Add up models, files or profiles, with the same edges, as if one had been fitted to all their traces."""
+    from llmpilot_workload_generator.files.model_file import write_model  # noqa: PLC0415
     from llmpilot_workload_generator.fitting.merging import merge_models  # noqa: PLC0415
 
     refuse(output_violations("--out", out))
-    model = merge_models([read_model(file) for file in files])
+    model = merge_models([open_model(str(file)) for file in files])
     write_model(out, model)
     _say_written(out, model.request_count, len(model.keys))
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--bins", "max_bins", default=64, show_default=True, help="Most bins of a parameter, 2 to 256.")
+@click.option("--bins", "max_bins", default=MAX_BINS, show_default=True, help="Most bins of a parameter, 2 to 256.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The edges file, JSON.")
 def edges(files: tuple[Path, ...], max_bins: int, out: Path) -> None:
-    """Find the edges that suit several models together, for `fit --edges` on each of their traces."""
+    """Find the edges that suit several models, files or profiles, for `fit --edges` on each of their traces."""
     from llmpilot_workload_generator.files.edges_file import write_edges  # noqa: PLC0415
-    from llmpilot_workload_generator.files.model_file import read_model  # noqa: PLC0415
     from llmpilot_workload_generator.fitting.merging import common_bins  # noqa: PLC0415
 
-    refuse(output_violations("--out", out))
-    bins = common_bins([read_model(file) for file in files], max_bins=max_bins)
+    refuse([*output_violations("--out", out, inputs=files), *bins_violations(max_bins)])
+    bins = common_bins([open_model(str(file)) for file in files], max_bins=max_bins)
     write_edges(out, bins)
     click.echo(f"edges of {', '.join(f'{b.name} ({len(b)} bins)' for b in bins)} written to {out}")
 

@@ -1,6 +1,7 @@
 """Options and outputs that several subcommands share."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import click
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_workload_generator.model import ArrivalKind, Arrivals, WorkloadModel
+from llmpilot_workload_generator.fitting.bins import FEWEST_BINS, MOST_BINS
+from llmpilot_workload_generator.model import ArrivalKind, Arrivals, Bins, WorkloadModel
 
 Callback = Callable[..., None]
 
@@ -17,7 +19,7 @@ _ARRIVAL_OPTIONS = (
         "--arrivals",
         "arrival_kind",
         type=click.Choice([kind.value for kind in ArrivalKind]),
-        help="When requests are sent.  [default: the model's own]",
+        help="When requests are sent.  [default: the model's own; closed when it is fitted]",
     ),
     click.option("--rate", type=float, help="Mean requests per second of constant, poisson and gamma arrivals."),
     click.option("--burstiness", type=float, help="Of gamma arrivals: 1 is Poisson, less is burstier.  [default: 1]"),
@@ -80,10 +82,12 @@ def pairs(option: str, texts: Iterable[str], violations: list[Violation]) -> dic
     return found
 
 
-def output_violations(option: str, path: Path) -> list[Violation]:
-    """Say why a file could not be written, before hours are spent on what goes into it."""
+def output_violations(option: str, path: Path, *, inputs: Iterable[Path] = ()) -> list[Violation]:
+    """Say why a file could not be written, or is one of the inputs, before hours are spent on what goes into it."""
     if path.is_dir():
         return [Violation(option, f"must be a file, {path} is a folder")]
+    if any(path.resolve() == source.resolve() for source in inputs):
+        return [Violation(option, f"must be another file than {path}, which is read and would be lost")]
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         return [Violation(option, f"must be in a folder that can be written, is {path}")]
     return []
@@ -108,9 +112,26 @@ def open_model(name: str) -> WorkloadModel:
     raise NotFoundError("workload model", name, hint=f"name a file, or a profile: {', '.join(PROFILE_NAMES)}")
 
 
+def open_edges(path: Path) -> tuple[Bins, ...]:
+    """Return the bins in an edges or model file, or those of the named profile."""
+    from llmpilot_workload_generator.files.edges_file import read_edges  # noqa: PLC0415 the compiler takes half a second
+    from llmpilot_workload_generator.profiles import PROFILE_NAMES, load_profile  # noqa: PLC0415
+
+    if str(path) in PROFILE_NAMES and not path.is_file():
+        return tuple(parameter.bins for parameter in load_profile(str(path)).parameters)
+    return read_edges(path)
+
+
+def bins_violations(max_bins: int) -> list[Violation]:
+    """Say why a parameter could not have so many bins."""
+    if FEWEST_BINS <= max_bins <= MOST_BINS:
+        return []
+    return [Violation("--bins", f"must be {FEWEST_BINS} to {MOST_BINS}, is {max_bins}")]
+
+
 def command_line(context: click.Context, arguments: dict[str, Any]) -> str:
-    """Return the command as it was given, files by their names only."""
-    words = [context.command_path]
+    """Return the command as a shell takes it, files by their names only."""
+    words = context.command_path.split()
     for parameter in context.command.params:
         value = arguments.get(parameter.name or "")
         if parameter.name == "out" or value is None or value == parameter.default or value in {(), False}:
@@ -119,4 +140,4 @@ def command_line(context: click.Context, arguments: dict[str, Any]) -> str:
             text = item.name if isinstance(item, Path) else str(item)
             name = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
             words += name if item is True else [*name, text]
-    return " ".join(words)
+    return shlex.join(words)

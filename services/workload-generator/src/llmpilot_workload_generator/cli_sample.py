@@ -1,10 +1,11 @@
 """`llm-pilot workload sample`: draw requests from a model, with or without their prompts."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from llmpilot_contracts.errors import Violation
+from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_workload_generator.cli_options import (
     arrival_options,
     open_model,
@@ -42,6 +43,7 @@ SHOWN_REQUESTS = 20
 @click.option("--context-length", type=int, help="Cut prompts so that prompt and reply have at most these tokens.")
 @click.option("--replay", is_flag=True, help="Give the kept requests of the trace, in their order.")
 @arrival_options
+@click.option("--parameters", default="", metavar="NAMES", help="What to write, between commas.  [default: all]")
 @click.option("--prompts", is_flag=True, help="Write prompts, too.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="A tokenizer.json.  [default: the service's own]")
 @click.option("--corpus", type=click.Path(path_type=Path), help="Text that prompts are cut from.  [default: our own]")
@@ -70,6 +72,7 @@ def sample(
     rate: float | None,
     burstiness: float | None,
     speed: float | None,
+    parameters: str,
     prompts: bool,
     tokenizer: Path | None,
     corpus: Path | None,
@@ -90,38 +93,88 @@ def sample(
     if start < 0:
         violations.append(Violation("--start", f"must be >= 0, is {start}"))
     violations += sample_output.violations(out, prompts=prompts or server is not None)
+    rendering = sample_output.Rendering(
+        seed=seed,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        shared_prefix_ratio=shared_prefix_ratio,
+        prefix_group_count=prefix_groups,
+        server=server,
+        served_model=served_model,
+    )
+    has_prompts = prompts or server is not None
+    violations += sample_output.option_violations(rendering, prompts=has_prompts)
     refuse(violations)
-    sampler = Sampler(
-        open_model(model),
-        SampleOptions(
-            seed=seed,
-            conditions=conditions,
-            value_choice=ValueChoice(values),
-            independent=independent,
-            scales=factors,
-            context_length=context_length,
-            arrivals=arrivals,
-            replay=replay,
-        ),
+    options = SampleOptions(
+        seed=seed,
+        conditions=conditions,
+        value_choice=ValueChoice(values),
+        independent=independent,
+        scales=factors,
+        context_length=context_length,
+        arrivals=arrivals,
+        replay=replay,
     )
-    rendering = None
-    if prompts or server:
-        rendering = sample_output.Rendering(
-            seed=seed,
-            tokenizer=tokenizer,
-            corpus=corpus,
-            shared_prefix_ratio=shared_prefix_ratio,
-            prefix_group_count=prefix_groups,
-            server=server,
-            served_model=served_model,
-        )
-    sample_output.write_samples(
-        sampler, start=start, count=count or (None if replay else SHOWN_REQUESTS), out=out, rendering=rendering
-    )
+    sampler = renderer = None
+    opened = open_model(model)
+    names = tuple(name.strip() for name in parameters.split(",") if name.strip())
+    if names and has_prompts:
+        violations.append(Violation("--parameters", "goes without --prompts and --server"))
+    violations += [
+        Violation("--parameters", f"{name!r} is none of the model's: {', '.join(opened.names)}")
+        for name in names
+        if name not in opened.names
+    ]
+    try:
+        sampler = Sampler(opened, options)
+    except InvalidInputError as error:
+        violations += error.violations
+    try:
+        renderer = sample_output.make_renderer(rendering) if has_prompts else None
+    except InvalidInputError as error:
+        violations += error.violations
+    if sampler is None or violations:
+        raise InvalidInputError(as_options(violations))
+    if count is None:
+        count = SHOWN_REQUESTS if sampler.request_count is None else max(sampler.request_count - start, 1)
+    try:
+        sample_output.write_samples(sampler, start=start, count=count, out=out, renderer=renderer, parameters=names)
+    except InvalidInputError as error:
+        raise InvalidInputError(as_options(error.violations)) from error
+
+
+_OPTIONS = {
+    "arrivals": "--arrivals",
+    "arrivals.burstiness": "--burstiness",
+    "arrivals.kind": "--arrivals",
+    "arrivals.rate_per_second": "--rate",
+    "arrivals.speed": "--speed",
+    "conditions": "--where",
+    "context_length": "--context-length",
+    "corpus": "--corpus",
+    "independent": "--independent",
+    "prefix_group_count": "--prefix-groups",
+    "replay": "--replay",
+    "scales": "--scale",
+    "seed": "--seed",
+    "served_model": "--served-model",
+    "shared_prefix_ratio": "--shared-prefix-ratio",
+    "start": "--start",
+    "tokenizer": "--tokenizer",
+    "value_choice": "--values",
+}
+"""The options that set what the sampler and the renderer call otherwise."""
+
+
+def as_options(violations: Iterable[Violation]) -> list[Violation]:
+    """Return what is wrong under the names that the command line has for it."""
+    return [Violation(_OPTIONS.get(one.field, one.field), one.description) for one in violations]
 
 
 def _factors(texts: tuple[str, ...], violations: list[Violation]) -> dict[str, float]:
     factors = {}
+    names = [text.partition("=")[0].strip() for text in texts]
+    violations += [Violation("--scale", f"must name {name} once") for name in set(names) if names.count(name) > 1]
     for name, text in pairs("--scale", texts, violations).items():
         try:
             factors[name] = float(text)

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -68,8 +68,8 @@ class Creations:
             if recipe.mounted_path:
                 return await self._run(lambda advance: self._make_of_mounted(recipe, advance))
             self._check_size(recipe)
-            with tempfile.TemporaryDirectory(prefix="llmpilot-upload-", ignore_cleanup_errors=True) as folder:
-                path = Path(folder) / recipe.file_name
+            async with _upload_folder(recipe) as folder:
+                path = folder / recipe.file_name
                 await self._receive(recipe, chunks, path)
                 return await self._run(lambda advance: make_model(path, recipe, advance, root=path.parent))
 
@@ -109,9 +109,7 @@ class Creations:
                         break
                     await asyncio.to_thread(file.write, chunk)
         except OSError as error:
-            raise UnavailableError(
-                f"{recipe.file_name} cannot be kept while it is read: {error.strerror}: try again"
-            ) from error
+            raise _cannot_be_kept(recipe, error) from error
         if received_bytes != recipe.file_size_bytes:
             more = "more" if received_bytes > recipe.file_size_bytes else f"only {received_bytes}"
             raise InvalidInputError(
@@ -138,6 +136,23 @@ class Creations:
     def _make_of_mounted(self, recipe: Recipe, advance: Advance) -> WorkloadModel:
         path = find_mounted(self._traces, recipe.mounted_path)
         return make_model(path, recipe, advance, root=path.parent)
+
+
+@asynccontextmanager
+async def _upload_folder(recipe: Recipe) -> AsyncIterator[Path]:
+    """Give a folder for a client's file. It is removed in a thread, as gigabytes take a while."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="llmpilot-upload-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _cannot_be_kept(recipe, error) from error
+    try:
+        yield Path(folder.name)
+    finally:
+        await asyncio.to_thread(folder.cleanup)
+
+
+def _cannot_be_kept(recipe: Recipe, error: OSError) -> UnavailableError:
+    return UnavailableError(f"{recipe.file_name} cannot be kept while it is read: {error.strerror}: try again")
 
 
 class _StoppedError(Exception):
@@ -190,7 +205,7 @@ def find_mounted(traces: Path | None, name: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # not there, a zero byte, links in a circle
         path = None
     if path is None or not path.is_relative_to(root):
-        raise InvalidInputError([_path_violation(f"must be below the folder of traces, is {name!r}")])
+        raise InvalidInputError([_path_violation(f"must name what is there, below the folder of traces, is {name!r}")])
     for inner in path.rglob("*") if path.is_dir() else ():
         if inner.is_symlink() and not inner.resolve().is_relative_to(root):
             raise InvalidInputError(

@@ -4,7 +4,7 @@ Invariant: the JSON holds all that the tables show, unrounded.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -17,6 +17,8 @@ from llmpilot_workload_generator.profiles import DESCRIPTIONS
 from llmpilot_workload_generator.statistics import Comparison, Description, Distance, Marginal
 
 SHOWN_CATEGORIES = 3
+NARROWEST_TERMINAL = 80
+COLUMN_GAP = 2
 WIDTH_OFF_TERMINAL = 120
 _UNKNOWN = "-"
 
@@ -47,7 +49,8 @@ def description_report(model: WorkloadModel, description: Description) -> list[R
     ]
     report += _category_lines(model, description.marginals)
     if any(value is not None for row in description.spearman for value in row):
-        report += ["", _correlation_table(description)]
+        for abreast in _abreast([marginal.name for marginal in description.marginals]):
+            report += ["", _correlation_table(description, abreast)]
     report += [
         "",
         Text(
@@ -240,11 +243,25 @@ def _category_lines(model: WorkloadModel, marginals: Sequence[Marginal]) -> list
     return lines
 
 
-def _correlation_table(description: Description) -> Table:
+def _abreast(names: Sequence[str]) -> Iterator[slice]:
+    """Yield the columns of each table of correlations, so that it is no wider than the narrowest terminal."""
+    first_width = COLUMN_GAP + max(map(len, names))
+    start, width = 0, first_width
+    for place, name in enumerate(names):
+        needed = COLUMN_GAP + max(len("-0.123"), *map(len, name.split("_")))
+        if place > start and width + needed > NARROWEST_TERMINAL:
+            yield slice(start, place)
+            start, width = place, first_width
+        width += needed
+    yield slice(start, len(names))
+
+
+def _correlation_table(description: Description, abreast: slice) -> Table:
+    """Return the correlations of all parameters with some."""
     names = [marginal.name for marginal in description.marginals]
-    table = _table("Spearman's correlations", "", [name.replace("_", "\n") for name in names])
+    table = _table("Spearman's correlations", "", [name.replace("_", "\n") for name in names[abreast]])
     for name, row in zip(names, description.spearman, strict=True):
-        table.add_row(Text(name), *map(_correlation_text, row))
+        table.add_row(Text(name), *map(_correlation_text, row[abreast]))
     return table
 
 

@@ -7,12 +7,20 @@ replica is asked: the store is asked each time, and only a file's content is rem
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter
 
-from llmpilot_contracts.errors import NotFoundError, PreconditionError
+from llmpilot_contracts.errors import (
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+    Violation,
+)
 from llmpilot_servicekit.nats_objects import NatsObjects, StoredObject
 from llmpilot_workload_generator.files.model_file import model_from_bytes, model_to_bytes
 from llmpilot_workload_generator.model import WorkloadModel
@@ -20,6 +28,11 @@ from llmpilot_workload_generator.model_summary import ModelSummary, summarize, s
 from llmpilot_workload_generator.profiles import PROFILE_NAMES, load_profile, profile_path
 
 KIND = "workload model"
+LARGEST_SUMMARY_BYTES = 64 * 1024
+"""NATS carries it in one message, and a list has many."""
+PAGE_BYTES = 2 * 1024 * 1024
+"""Of summaries, after which a page ends; with the last ones it stays below the 4 MiB that gRPC clients take."""
+_FOUND_AT_ONCE = 32
 CACHE_BYTES = 64 * 1024 * 1024
 """Of model files whose models stay in memory; in memory they take several times as much."""
 _SUMMARY, _REQUEST_ID, _SPEC = "summary", "request_id", "spec"
@@ -82,10 +95,16 @@ class ModelStore:
         return _stored_model(stored)
 
     async def create(self, model_id: str, model: WorkloadModel, origin: Origin) -> StoredModel:
-        """Store a model; raises PreconditionError as `find_made` does, also where another replica was faster."""
+        """Store a model; raises PreconditionError as `find_made` does, also where another replica was faster.
+
+        InvalidInputError: a list could not show it.
+        """
         content = await asyncio.to_thread(model_to_bytes, model)
-        summary = summarize(model, size_bytes=len(content))
-        labels = {**origin.to_labels(), _SUMMARY: summary_to_text(summary)}
+        summary = await asyncio.to_thread(summarize, model, size_bytes=len(content))
+        text = summary_to_text(summary)
+        if (size_bytes := len(text.encode())) > LARGEST_SUMMARY_BYTES:
+            raise InvalidInputError([_summary_violation(size_bytes)])
+        labels = {**origin.to_labels(), _SUMMARY: text}
         if not await self._objects.create(model_id, content, labels=labels):
             made = await self.find_made(model_id, origin)
             if made is None:
@@ -119,15 +138,21 @@ class ModelStore:
         return model
 
     async def list_page(self, *, after: str, count: int) -> ModelPage:
-        """Return the next `count` models after this name."""
+        """Return the next models after this name, at most `count`, fewer where they are large."""
         stored = await self._objects.names()
         names = sorted(name for name in {*stored, *PROFILE_NAMES} if name > after)
-        page = names[:count]
-        found = await self._objects.find_all(name for name in page if name not in PROFILE_NAMES)
-        models = [_stored_model(each) for each in found]
-        models += [await asyncio.to_thread(_profile, name) for name in page if name in PROFILE_NAMES]
+        models: list[StoredModel] = []
+        taken_count = size_bytes = 0
+        while taken_count < min(count, len(names)) and size_bytes < PAGE_BYTES:
+            some = names[taken_count : min(taken_count + _FOUND_AT_ONCE, count)]
+            taken_count += len(some)
+            found = await self._objects.find_all(name for name in some if name not in PROFILE_NAMES)
+            size_bytes += sum(len(each.labels.get(_SUMMARY, "").encode()) for each in found)
+            models += [_stored_model(each) for each in found if _is_model(each)]
+            models += [await asyncio.to_thread(_profile, name) for name in some if name in PROFILE_NAMES]
         return ModelPage(
-            models=sorted(models, key=lambda model: model.model_id), next_after=page[-1] if len(names) > count else ""
+            models=sorted(models, key=lambda model: model.model_id),
+            next_after=names[taken_count - 1] if len(names) > taken_count else "",
         )
 
     async def delete(self, model_id: str) -> None:
@@ -138,9 +163,16 @@ class ModelStore:
         self._cached.pop(model_id, None)
         self._deleted.inc()
 
+    async def remove_leftovers(self, every: timedelta = timedelta(hours=1)) -> None:
+        """For ever, remove what services left in the store that were killed while they wrote a model."""
+        while True:
+            await asyncio.sleep(every.total_seconds())
+            with suppress(UnavailableError):  # the next time, then
+                await self._objects.remove_unnamed(idle=every)
+
     async def _find(self, model_id: str) -> StoredObject:
         stored = await self._objects.find(model_id)
-        if stored is None:
+        if stored is None or not _is_model(stored):
             raise _not_found(model_id)
         return stored
 
@@ -148,6 +180,19 @@ class ModelStore:
 def _not_found(model_id: str) -> NotFoundError:
     hint = f"ListWorkloadModels names all; the profiles are {', '.join(PROFILE_NAMES)}"
     return NotFoundError(KIND, f"workloadModels/{model_id}", hint=hint)
+
+
+def _is_model(stored: StoredObject) -> bool:
+    """Whether a service put it there, and nobody by hand."""
+    return _SUMMARY in stored.labels
+
+
+def _summary_violation(size_bytes: int) -> Violation:
+    description = (
+        f"have names and categories of {size_bytes:,} bytes together, more than the {LARGEST_SUMMARY_BYTES:,} "
+        "that a list shows: leave out those with long names or categories"
+    )
+    return Violation("spec.parameters", description)
 
 
 def _stored_model(stored: StoredObject) -> StoredModel:

@@ -3,7 +3,6 @@
 Invariant: the types follow from the model and the scales alone, so that a stream that broke off goes on in them.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -82,7 +81,7 @@ def packed_type(parameter: Parameter, scale: float) -> PackedType:
     """Return the narrowest type for the values of a parameter that is multiplied by `scale`."""
     if parameter.kind is Kind.NUMBER:
         return PackedType.FLOAT64
-    low, high = math.floor(parameter.sketch.low * scale), math.ceil(parameter.sketch.high * scale)
+    low, high = np.floor(parameter.sketch.low * scale), np.ceil(parameter.sketch.high * scale)
     for kind in _NARROW:
         if low >= 0 and high <= np.iinfo(np.dtype(kind.value)).max:
             return kind

@@ -72,7 +72,7 @@ def _cdf_figure(model: WorkloadModel, description: Description, title: str) -> A
     handles, labels = max(curves, key=lambda found: len(found[0]))
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(f"{title}: marginal distributions of {description.request_count:,} requests")
+    figure.suptitle(f"{title}: marginal distributions of {description.request_count:,} requests", parse_math=False)
     return figure
 
 
@@ -171,5 +171,5 @@ def _correlation_figure(description: Description, title: str) -> Any:
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
     figure.colorbar(image, ax=axes, shrink=0.8, label="Spearman's correlation")
-    figure.suptitle(f"{title}: correlations")
+    figure.suptitle(f"{title}: correlations", parse_math=False)
     return figure

@@ -5,6 +5,7 @@ Invariant: a stream is a batch ahead of its client at most: the next one is draw
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from grpc.aio import ServicerContext
@@ -28,7 +29,7 @@ from llmpilot_workload_generator.statistics import describe
 _STEP = 10_000_000
 """Random arrivals that are added up in a tenth of a second."""
 _RENDERERS = 2
-"""New tokenizers that are tried at once, each for seconds."""
+"""New tokenizers that are tried at once, each for seconds, also when their clients are gone meanwhile."""
 
 
 class WorkloadServicer(WorkloadServiceServicer):
@@ -40,7 +41,7 @@ class WorkloadServicer(WorkloadServiceServicer):
         self._store = store
         self._creations = creations
         self._calls = calls
-        self._renderers = asyncio.Semaphore(_RENDERERS)
+        self._renderers = ThreadPoolExecutor(_RENDERERS, "renderer")
         counter = Counter(
             "llmpilot_workload_requests_sent", "Requests that streams gave.", ["method"], registry=registry
         )
@@ -128,7 +129,9 @@ class WorkloadServicer(WorkloadServiceServicer):
             packer = Packer(model, draw.options.scales)
 
             def draw_batch(start: int, count: int) -> pb.SampleRequestsResponse:
-                return wire_sampling.write_batch(packer.pack(sampler.draw(start, count)))
+                with wire_sampling.named_as_asked():
+                    sample = sampler.draw(start, count)
+                return wire_sampling.write_batch(packer.pack(sample))
 
             index, stop = draw.start_index, draw.stop_index(sampler.request_count)
             while index < stop:
@@ -148,14 +151,16 @@ class WorkloadServicer(WorkloadServiceServicer):
             draw = wire_sampling.read_draw(request, violations)
             model = await self._model(draw, violations)
             sampler = await asyncio.to_thread(_sampler, model, draw, violations)
-            async with self._renderers:
-                renderer = await asyncio.to_thread(_renderer, request, violations)
+            loop = asyncio.get_running_loop()
+            renderer = await loop.run_in_executor(self._renderers, _renderer, request, violations)
             if sampler is None or renderer is None or violations:
                 raise InvalidInputError(violations)
             await _pass_over(sampler, draw, model)
 
             def render_batch(start: int, most: int) -> pb.StreamRequestsResponse:
-                return wire_prompts.write_requests(renderer.render(draw_for_prompts(sampler, start, most)), request)
+                with wire_sampling.named_as_asked():
+                    sample = draw_for_prompts(sampler, start, most)
+                return wire_prompts.write_requests(renderer.render(sample), request)
 
             index, stop = draw.start_index, draw.stop_index(sampler.request_count)
             while index < stop:

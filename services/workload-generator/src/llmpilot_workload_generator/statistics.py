@@ -152,7 +152,7 @@ def compare(first: WorkloadModel, second: WorkloadModel) -> Comparison:
 def entropy_bits(counts: Integers) -> float:
     """Return the Shannon entropy of a distribution that is given by counts."""
     shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum())
+    return float((shares * -np.log2(shares)).sum()) + 0.0  # never -0
 
 
 def quantile(sketch: Sketch, share: float) -> float:

@@ -1,6 +1,7 @@
 """Between protobuf and domain, of requests with prompts."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -19,6 +20,8 @@ SERVERS = {
     pb.SERVER_TGIS: Server.TGIS,
 }
 
+_TOKENIZERS_KEPT = 4
+
 
 def read_render_options(request: pb.StreamRequestsRequest, violations: list[Violation]) -> RenderOptions:
     """Return how prompts are made, with stand-ins for what is wrong, which is appended to the violations."""
@@ -30,7 +33,7 @@ def read_render_options(request: pb.StreamRequestsRequest, violations: list[Viol
     tokenizer = None
     if request.tokenizer_json:
         try:
-            tokenizer = Tokenizer(request.tokenizer_json, label="tokenizer_json")
+            tokenizer = _tokenizer(request.tokenizer_json)
         except InvalidInputError as error:
             violations += [Violation("tokenizer_json", each.description) for each in error.violations]
     return RenderOptions(
@@ -43,6 +46,12 @@ def read_render_options(request: pb.StreamRequestsRequest, violations: list[Viol
         served_model=request.served_model,
         fixed_output_length=request.fixed_output_length,
     )
+
+
+@lru_cache(maxsize=_TOKENIZERS_KEPT)
+def _tokenizer(content: bytes) -> Tokenizer:
+    """The last few are kept: while a large one is read nothing else runs, as the library keeps Python's lock."""
+    return Tokenizer(content, label="tokenizer_json")
 
 
 def write_requests(requests: Iterable[RenderedRequest], asked: pb.StreamRequestsRequest) -> pb.StreamRequestsResponse:

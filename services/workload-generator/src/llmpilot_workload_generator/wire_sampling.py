@@ -1,20 +1,22 @@
 """Between protobuf and domain, of what is drawn. Reading a request collects every violation before it refuses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llmpilot.workload.v1 import workload_pb2 as pb
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_workload_generator.model import ArrivalKind, WorkloadModel
 from llmpilot_workload_generator.packing import PackedBatch, PackedType
+from llmpilot_workload_generator.sampling.arrivals import LARGEST_RANDOM_START
 from llmpilot_workload_generator.sampling.sampler import SampleOptions, ValueChoice
 from llmpilot_workload_generator.wire import find_id, read_arrivals
 
 DEFAULT_BATCH_SIZE = 65_536
-LARGEST_BATCH_SIZE = 1_048_576
+LARGEST_BATCH_SIZE = 262_144
+"""While a message is written nothing else is answered: 6 MB take a few milliseconds."""
 LARGEST_INDEX = 2**48
 """As large as an index of a request with a prompt may be."""
-LARGEST_START_OF_RANDOM_ARRIVALS = 10**9
-"""The gaps before it are added up first, in ten seconds or so."""
 LARGEST_CONDITION_COUNT = 64
 MODEL_FIELD = "sampling.workload_model"
 
@@ -116,11 +118,20 @@ def sampling_violations(error: InvalidInputError) -> list[Violation]:
     return [Violation(f"sampling.{violation.field}", violation.description) for violation in error.violations]
 
 
+@contextmanager
+def named_as_asked() -> Iterator[None]:
+    """Name what turns out to be wrong while requests are drawn by the fields of the request."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise InvalidInputError(sampling_violations(error)) from error
+
+
 def start_violations(draw: Draw, model: WorkloadModel, request_count: int | None) -> list[Violation]:
     """Return what is wrong with where a stream begins; `request_count` is that of a trace that is replayed."""
     most = LARGEST_INDEX if request_count is None else request_count
     if draw.has_random_arrivals(model):
-        most = min(most, LARGEST_START_OF_RANDOM_ARRIVALS)
+        most = min(most, LARGEST_RANDOM_START)
     if draw.start_index > most:
         return [Violation("start_index", f"must be at most {most} here, is {draw.start_index}")]
     return []

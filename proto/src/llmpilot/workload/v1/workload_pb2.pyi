@@ -539,7 +539,7 @@ class ListWorkloadModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most models to return; 0: all, at most 1,000."""
+    """Most models to return, at most 1,000; 0: as many. A page may have fewer, so that it fits into a message."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
     def __init__(
@@ -911,7 +911,7 @@ class SampleRequestsRequest(_message.Message):
     request_count: _builtins.int
     """Requests to draw; 0: until the client has enough."""
     batch_size: _builtins.int
-    """Requests in a batch, at most 1,048,576; 0: 65,536. A batch beyond 4 MiB needs a client that takes such messages."""
+    """Requests in a batch, at most 262,144; 0: 65,536. A batch beyond 4 MiB needs a client that takes such messages."""
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """What to draw."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_workload_generator.fitting.sketch import sketch_of
 from llmpilot_workload_generator.model import Sketch
+from llmpilot_workload_generator.traces.columns import numpy_of
 
 MOST_LABELS = 10_000
 """A parameter with more different labels than this is no category."""
@@ -43,7 +44,7 @@ class LabelIndex:
         """
         if not isinstance(column.type, pa.DictionaryType):
             column = column.dictionary_encode()
-        indices: npt.NDArray[np.integer[Any]] = column.indices.to_numpy(zero_copy_only=False)
+        indices: npt.NDArray[np.integer[Any]] = numpy_of(column.indices)
         labels = column.dictionary.to_pylist()
         numbers = np.zeros(len(labels), np.uint16)
         used = np.flatnonzero(np.bincount(indices, minlength=len(labels)))

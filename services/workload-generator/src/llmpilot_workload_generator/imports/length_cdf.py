@@ -37,6 +37,7 @@ SOURCE = (
 LICENCE = "MIT"
 COLUMNS = ("use_case", "side", "tokens", "cdf")
 SIDES = {"input": INPUT_TOKENS, "output": OUTPUT_TOKENS}
+_NEITHER = f"must be the pickle published with fmperf, or CSV with the columns {', '.join(COLUMNS)}"
 _LARGEST_LENGTH = 1 << 20
 _TOLERANCE = 1e-3
 """How far a curve may be from 0 and 1 at its ends: they were read from a figure."""
@@ -84,8 +85,10 @@ def _curves(content: bytes, label: str) -> dict[str, dict[str, _Curve]]:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInputError([Violation(label, f"must be CSV: {error}")]) from error
+        raise InvalidInputError([Violation(label, f"{_NEITHER}: {error}")]) from error
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if len(missing) == len(COLUMNS):
+        raise InvalidInputError([Violation(label, f"{_NEITHER}; `workload fit` takes traces")])
     if missing:
         raise InvalidInputError(Violation(f"{label} column {column}", "is missing") for column in missing)
     curves: dict[str, dict[str, _Curve]] = defaultdict(lambda: defaultdict(list))

@@ -162,7 +162,7 @@ def _whole(columns: Columns, name: str, least: int, most: int, violations: list[
             Violation(
                 name,
                 f"must be from {least}{hint} to {most}, is {values[wrong][0]} "
-                f"in {int(wrong.sum())} of {len(values)} requests",
+                f"in {int(wrong.sum())} of {len(values)} requests; conditions leave such requests out",
             )
         )
     return values
@@ -188,6 +188,9 @@ class _Texts:
         indexes = plan.indexes[owners]
         numbers = numbers_of(self._seed, PROMPT_STREAM, (indexes << SEQUENCE_BITS | sequences).astype(np.uint64))
         wanted = (plan.input_tokens - self._special_count)[owners]
+        if plan.blocks and self._ratio:
+            problem = f"must be 0 where the trace says what prompts share, is {self._ratio:g}"
+            raise InvalidInputError([Violation("shared_prefix_ratio", problem)])
         if plan.blocks:
             beginnings, tokens = self._trace_beginnings(plan.blocks, owners, sequences, wanted)
         elif self._ratio:

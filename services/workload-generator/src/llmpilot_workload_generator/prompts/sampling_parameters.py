@@ -75,7 +75,8 @@ class _Known(dict[_Row, SamplingParameters]):
 
 
 def _unlimited(values: Floats, limit: float) -> list[float]:
-    rounded: list[float] = np.where(values > 0, np.round(values, _DECIMALS), limit).tolist()
+    least = 10.0**-_DECIMALS  # 0 would be no limit
+    rounded: list[float] = np.where(values > 0, np.maximum(np.round(values, _DECIMALS), least), limit).tolist()
     return rounded
 
 

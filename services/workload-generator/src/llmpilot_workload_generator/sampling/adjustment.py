@@ -44,7 +44,8 @@ class Adjustment:
     def apply(self, columns: dict[str, Column]) -> None:
         """Put changed columns in place of those there are."""
         for name, factor in self.scales.items():
-            scaled: Floats = cast("Floats", columns[name]) * factor
+            with np.errstate(over="ignore"):  # whole numbers are limited, others infinite
+                scaled: Floats = cast("Floats", columns[name]) * factor
             if columns[name].dtype.kind == "f":
                 columns[name] = scaled
             else:

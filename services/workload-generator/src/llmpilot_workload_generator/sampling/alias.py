@@ -37,7 +37,7 @@ class AliasTable:
 
 
 def build_alias(weights: npt.NDArray[np.integer[Any]] | Floats) -> AliasTable:
-    """Return the table that draws number i with probability weights[i] / sum; exact to 2^-32 of a slot.
+    """Return the table that draws number i with probability weights[i] / sum; each slot is exact to 2^-32 of it.
 
     Weights are >= 0 and finite, and one of them at least is > 0. Whole numbers are taken as they are.
     """

@@ -16,6 +16,8 @@ from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_workload_generator.model import ArrivalKind, Arrivals, Floats, Integers
 
 BLOCK_GAPS = 65_536
+LARGEST_RANDOM_START = 10**9
+"""The gaps before the first request asked for are added up first, in ten seconds or so."""
 NANOS_PER_SECOND = 1e9
 
 _LARGEST_NANOS = 2.0**63 - 2**11
@@ -43,7 +45,9 @@ def arrival_violations(arrivals: Arrivals, trace_nanos: Integers | None) -> list
     if arrivals.kind is ArrivalKind.TRACE:
         checked.append(("speed", arrivals.speed))
         if trace_nanos is None or not len(trace_nanos):
-            violations.append(Violation("arrivals.kind", "trace needs a model that keeps its trace for replay"))
+            violations.append(
+                Violation("arrivals.kind", "trace needs a model that keeps its trace: fit it with keep_replay")
+            )
     for name, value in checked:
         if not 0 < value < math.inf:
             violations.append(Violation(f"arrivals.{name}", f"must be > 0, is {value:g}"))
@@ -87,7 +91,8 @@ class _Constant:
 
     def nanos(self, start: int, count: int) -> Integers:
         indices = np.arange(start, start + count, dtype=np.float64)
-        return _whole(indices / self._rate_per_second * NANOS_PER_SECOND)
+        with np.errstate(over="ignore"):  # such times are refused
+            return _whole(indices / self._rate_per_second * NANOS_PER_SECOND)
 
 
 class _Recorded:
@@ -123,6 +128,9 @@ class _RandomGaps:
         last = max(start + count - 1, start) // BLOCK_GAPS
         parts = []
         with self._lock:
+            if (start // BLOCK_GAPS - len(self._starts)) * BLOCK_GAPS > LARGEST_RANDOM_START:
+                problem = f"must be at most {LARGEST_RANDOM_START:,} with arrivals at random, is {start:,}"
+                raise InvalidInputError([Violation("start", f"{problem}; further on go constant ones, or none")])
             for number in range(start // BLOCK_GAPS, last + 1):
                 first = number * BLOCK_GAPS
                 parts.append(self._block(number)[max(start - first, 0) : start + count - first])

@@ -47,7 +47,7 @@ class Restriction:
     def also(self, sign: str, values: Sequence[float]) -> "Restriction":
         """Return this with one condition more; `values` is one unless the sign is "in"."""
         if sign == "in":
-            chosen = frozenset(values)
+            chosen = frozenset(value for value in values if not self.is_whole or value == round(value))
             return replace(self, chosen=chosen if self.chosen is None else self.chosen & chosen)
         (value,) = values
         if sign == "!=":

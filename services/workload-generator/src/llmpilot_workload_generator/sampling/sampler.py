@@ -171,7 +171,7 @@ def _violations(model: WorkloadModel, options: SampleOptions) -> list[Violation]
         violations.append(Violation("seed", f"must be 0 to 2^64 - 1, is {options.seed}"))
     if options.replay:
         if not model.replay:
-            violations.append(Violation("replay", "the model does not keep its trace: fit it so that it does"))
+            violations.append(Violation("replay", "the model does not keep its trace: fit it with keep_replay"))
         if options.independent:
             violations.append(Violation("independent", "goes with drawing; a replay gives requests as they were"))
         if options.value_choice is not ValueChoice.CENTRE:

@@ -138,7 +138,7 @@ def whole_numbers(array: pa.Array, name: str) -> npt.NDArray[np.integer[Any]]:
         array = _whole_numbers_of_text(array)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
-    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    values = numpy_of(array)
     if values.dtype.kind == "f":
         values = _whole(_finite(values))
     if len(values) and (int(values.max()) >= _LARGEST_WHOLE or int(values.min()) <= -_LARGEST_WHOLE):
@@ -146,6 +146,12 @@ def whole_numbers(array: pa.Array, name: str) -> npt.NDArray[np.integer[Any]]:
     if name in LENGTHS and len(values) and values.min() < 1:
         _refuse(values, values < 1, "must be >= 1")
     return values
+
+
+def numpy_of(numbers: pa.Array) -> npt.NDArray[Any]:
+    """Return numbers, of which none is empty, without a copy. Arrow's own `to_numpy` imports pandas where it is."""
+    found: npt.NDArray[Any] = np.from_dlpack(numbers)
+    return found
 
 
 def _whole(values: npt.NDArray[Any]) -> Integers:
@@ -175,7 +181,7 @@ def _numbers(array: pa.Array) -> npt.NDArray[np.float64]:
         array = _numbers_of_text(array)
     if pa.types.is_float16(array.type) or pa.types.is_float32(array.type):
         array = _shortest(array)
-    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    values = numpy_of(array)
     if values.dtype.kind != "f":
         values = whole_numbers(array, "")
     return _finite(values.astype(np.float64, copy=False))
@@ -229,7 +235,7 @@ def nanos_of(array: pa.Array, unit: TimeUnit) -> Integers:
     if is_text(array.type) and (whole := _cast(array, pa.int64())) is not None:
         array = whole
     if pa.types.is_integer(array.type):
-        values: Integers = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        values: Integers = numpy_of(array.cast(pa.int64()))
         if len(values) and max(abs(int(values.min())), abs(int(values.max()))) > _LARGEST_NANOS // scale:
             _refuse(values, np.abs(values.astype(np.float64)) > _LARGEST_NANOS // scale, f"must be {unit}")
         return values * scale

@@ -24,6 +24,7 @@ from llmpilot_workload_generator.traces.files import (
 from llmpilot_workload_generator.traces.formats import FieldPath
 
 _HEADER_BYTES = 1 << 16
+_OTHER_SEPARATORS = ";\t"
 _SHOWN_ROWS = 5
 _SHOWN_CHARACTERS = 60
 
@@ -53,6 +54,9 @@ class CsvFile:
         if not line.replace("\t", " ").isprintable() or "\N{REPLACEMENT CHARACTER}" in line:
             raise InvalidInputError([Violation(self.label, "must be CSV, its first line is no text")])
         names = tuple(next(csv.reader([line])))
+        if len(names) == 1 and (found := next((other for other in _OTHER_SEPARATORS if other in line), "")):
+            problem = f"must have commas between its columns, has {found!r}"
+            raise InvalidInputError([Violation(self.label, problem)])
         if any(_is_number(name) for name in names):
             text = f"must name the columns in its first line, which is {line[:_SHOWN_CHARACTERS]!r}"
             raise InvalidInputError([Violation(self.label, text)])

@@ -149,7 +149,11 @@ def partitions(path: Path) -> list[Path]:
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and _is_partition(file.relative_to(path)))
+        try:
+            found = sorted(file for file in path.rglob("*") if _is_partition(file.relative_to(path)) and file.is_file())
+        except OSError as error:
+            problem = f"must be a folder of nothing but readable files: {error}"
+            raise InvalidInputError([Violation(str(path), problem)]) from error
         if not found:
             raise InvalidInputError([Violation(str(path), f"has no file of a trace; it must end with one of {known}")])
         return found

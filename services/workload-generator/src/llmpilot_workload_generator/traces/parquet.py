@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from llmpilot_workload_generator.traces.files import RawBatch, unreadable
 from llmpilot_workload_generator.traces.formats import FieldPath
 
-_BATCH_ROWS = 1 << 20
+_BATCH_ROWS = 1 << 18
+"""So few that the memory of one batch is there for the next; as many as make a batch's own cost small."""
 _HEAD_ROWS = 1 << 10
 
 

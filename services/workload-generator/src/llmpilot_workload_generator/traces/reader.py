@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_workload_generator.model import OUTPUT_TOKENS, Integers, Kind
-from llmpilot_workload_generator.traces.columns import BadCellError, nanos_of, values_of
+from llmpilot_workload_generator.traces.columns import BadCellError, nanos_of, numpy_of, values_of
 from llmpilot_workload_generator.traces.csv_rows import CsvFile
 from llmpilot_workload_generator.traces.files import (
     RawBatch,
@@ -195,8 +195,8 @@ def _prefixes(column: pa.Array) -> tuple[Integers, Integers]:
         raise BadCellError(int(pc.index(pc.is_null(column), pa.scalar(True)).as_py()), "must not be empty")
     ids = column.flatten()
     starts = np.zeros(len(column) + 1, np.int64)
-    np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False), out=starts[1:])
+    np.cumsum(numpy_of(pc.list_value_length(column)), out=starts[1:])
     if ids.null_count:
         first = int(pc.index(pc.is_null(ids), pa.scalar(True)).as_py())
         raise BadCellError(int(np.searchsorted(starts, first, side="right")) - 1, "must not have an empty id")
-    return ids.cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False), starts
+    return numpy_of(ids.cast(pa.int64(), safe=False)), starts
