@@ -299,3 +299,11 @@ def test_what_the_sampler_refuses_is_told_by_the_options_names() -> None:
     message = refusal_of("sample", "code", "--where", "size < 3", "--context-length", "1", "--scale", "input_tokens=0")
     for option in ("--where", "--context-length", "--scale"):
         assert option in message
+
+
+def test_a_model_is_not_written_among_the_parts_of_the_trace() -> None:
+    Path("parts").mkdir()
+    Path("parts/a.csv").write_text(Path("trace.csv").read_text())
+    for name in ("parts/a.csv", "parts/m.workload"):
+        assert "must be outside of parts" in refusal_of("fit", "parts", "--out", name)
+    assert Path("parts/a.csv").read_text() == Path("trace.csv").read_text()

@@ -157,5 +157,6 @@ COMPILING = "compiling the kernels, once after an installation ..."
 def _say_written(path: Path, request_count: int, cell_count: int, *, skipped: int = 0) -> None:
     left_out = f", {skipped:,} failed ones left out" if skipped else ""
     size = f"{path.stat().st_size / 1000:.1f} kB"
-    click.echo(f"{request_count:,} requests{left_out}, {cell_count:,} cells, {size}, written to {path}")
+    cells = f"{cell_count:,} cell{'s' * (cell_count != 1)}"
+    click.echo(f"{request_count:,} request{'s' * (request_count != 1)}{left_out}, {cells}, {size}, written to {path}")
     click.echo(f"look at it with: llm-pilot workload describe {path}")

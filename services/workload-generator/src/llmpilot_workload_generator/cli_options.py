@@ -83,11 +83,14 @@ def pairs(option: str, texts: Iterable[str], violations: list[Violation]) -> dic
 
 
 def output_violations(option: str, path: Path, *, inputs: Iterable[Path] = ()) -> list[Violation]:
-    """Say why a file could not be written, or is one of the inputs, before hours are spent on what goes into it."""
+    """Say why a file could not be written, or may not, being among the inputs, before hours are spent on its content."""
     if path.is_dir():
         return [Violation(option, f"must be a file, {path} is a folder")]
-    if any(path.resolve() == source.resolve() for source in inputs):
-        return [Violation(option, f"must be another file than {path}, which is read and would be lost")]
+    for source in inputs:
+        if path.resolve() == source.resolve():
+            return [Violation(option, f"must be another file than {path}, which is read and would be lost")]
+        if source.resolve() in path.resolve().parents:
+            return [Violation(option, f"must be outside of {source}, whose files are read as parts of a trace")]
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         return [Violation(option, f"must be in a folder that can be written, is {path}")]
     return []
