@@ -83,7 +83,7 @@ def pairs(option: str, texts: Iterable[str], violations: list[Violation]) -> dic
 
 
 def output_violations(option: str, path: Path, *, inputs: Iterable[Path] = ()) -> list[Violation]:
-    """Say why a file could not be written, or may not, being among the inputs, before hours are spent on its content."""
+    """Say why a file cannot be written, or must not, being among the inputs, before hours are spent on its content."""
     if path.is_dir():
         return [Violation(option, f"must be a file, {path} is a folder")]
     for source in inputs:
