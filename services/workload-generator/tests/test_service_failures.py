@@ -262,7 +262,10 @@ def test_profiles_answer_without_nats_and_models_outlive_it(
 def test_streams_without_end_do_not_hold_the_service_up_when_it_stops(
     nats_url: str, start_service: StartService, start_reader: Callable[..., subprocess.Popen[bytes]], manner: str
 ) -> None:
-    """The grace period is longer than the test may take."""
+    """The grace period is longer than the test may take.
+
+    Who reads on learns that the service stops, who is too slow for that is cut off; UNAVAILABLE to both.
+    """
     with start_service(LLMPILOT_NATS_URL=nats_url, LLMPILOT_SHUTDOWN_GRACE_SECONDS="100") as service:
         start_reader(service.grpc_address, "SampleRequests", manner)
         request = pb.SampleRequestsRequest(sampling=pb.Sampling(workload_model=PRODUCTION))
@@ -273,7 +276,6 @@ def test_streams_without_end_do_not_hold_the_service_up_when_it_stops(
             for _ in stream:
                 pass
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "the service is stopping" in (caught.value.details() or "")
         assert service.process.wait(30) == 0
 
 
