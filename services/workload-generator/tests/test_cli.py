@@ -307,3 +307,8 @@ def test_a_model_is_not_written_among_the_parts_of_the_trace() -> None:
     for name in ("parts/a.csv", "parts/m.workload"):
         assert "must be outside of parts" in refusal_of("fit", "parts", "--out", name)
     assert Path("parts/a.csv").read_text() == Path("trace.csv").read_text()
+
+
+def test_a_parameter_named_twice_is_refused() -> None:
+    twice = ("--column", "input_tokens=input_tokens", "--column", "input_tokens=output_tokens")
+    assert "must name input_tokens once" in refusal_of("fit", "trace.csv", *twice)

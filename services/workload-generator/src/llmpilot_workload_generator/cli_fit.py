@@ -10,6 +10,7 @@ from llmpilot_workload_generator.cli_options import (
     arrival_options,
     bins_violations,
     command_line,
+    names,
     open_edges,
     open_model,
     output_violations,
@@ -82,7 +83,7 @@ def fit(
     trace = open_trace(
         path,
         format_name=format_name,
-        parameters=[name.strip() for name in parameters.split(",") if name.strip()],
+        parameters=names(parameters),
         columns=named,
     )
     options = FitOptions(

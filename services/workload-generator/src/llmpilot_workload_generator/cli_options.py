@@ -71,15 +71,22 @@ def read_arrivals(
 
 
 def pairs(option: str, texts: Iterable[str], violations: list[Violation]) -> dict[str, str]:
-    """Return what "name=value" texts say; append those that say nothing."""
-    found = {}
+    """Return what "name=value" texts say; append those that say nothing, and names that are given twice."""
+    found: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip() or not value.strip():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name or not value:
             violations.append(Violation(option, f"must be NAME=VALUE, is {text!r}"))
+        elif name in found:
+            violations.append(Violation(option, f"must name {name} once"))
         else:
-            found[name.strip()] = value.strip()
+            found[name] = value
     return found
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return the names between the commas of a text."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def output_violations(option: str, path: Path, *, inputs: Iterable[Path] = ()) -> list[Violation]:

@@ -8,6 +8,7 @@ import click
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_workload_generator.cli_options import (
     arrival_options,
+    names,
     open_model,
     output_violations,
     pairs,
@@ -92,7 +93,8 @@ def sample(
         violations.append(Violation("--count", f"must be >= 1, is {count}"))
     if start < 0:
         violations.append(Violation("--start", f"must be >= 0, is {start}"))
-    violations += sample_output.violations(out, prompts=prompts or server is not None)
+    has_prompts = prompts or server is not None
+    violations += sample_output.violations(out, prompts=has_prompts)
     rendering = sample_output.Rendering(
         seed=seed,
         tokenizer=tokenizer,
@@ -102,7 +104,6 @@ def sample(
         server=server,
         served_model=served_model,
     )
-    has_prompts = prompts or server is not None
     violations += sample_output.option_violations(rendering, prompts=has_prompts)
     refuse(violations)
     options = SampleOptions(
@@ -117,12 +118,12 @@ def sample(
     )
     sampler = renderer = None
     opened = open_model(model)
-    names = tuple(name.strip() for name in parameters.split(",") if name.strip())
-    if names and has_prompts:
+    written = names(parameters)
+    if written and has_prompts:
         violations.append(Violation("--parameters", "goes without --prompts and --server"))
     violations += [
         Violation("--parameters", f"{name!r} is none of the model's: {', '.join(opened.names)}")
-        for name in names
+        for name in written
         if name not in opened.names
     ]
     try:
@@ -138,7 +139,7 @@ def sample(
     if count is None:
         count = SHOWN_REQUESTS if sampler.request_count is None else max(sampler.request_count - start, 1)
     try:
-        sample_output.write_samples(sampler, start=start, count=count, out=out, renderer=renderer, parameters=names)
+        sample_output.write_samples(sampler, start=start, count=count, out=out, renderer=renderer, parameters=written)
     except InvalidInputError as error:
         raise InvalidInputError(as_options(error.violations)) from error
 
@@ -173,8 +174,6 @@ def as_options(violations: Iterable[Violation]) -> list[Violation]:
 
 def _factors(texts: tuple[str, ...], violations: list[Violation]) -> dict[str, float]:
     factors = {}
-    names = [text.partition("=")[0].strip() for text in texts]
-    violations += [Violation("--scale", f"must name {name} once") for name in set(names) if names.count(name) > 1]
     for name, text in pairs("--scale", texts, violations).items():
         try:
             factors[name] = float(text)

@@ -5,13 +5,13 @@ into batches. Compiled functions get arrays that are contiguous, read-only where
 each is compiled once per width.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from llmpilot_workload_generator.compiled import compiled
 from llmpilot_workload_generator.model import Bins, Floats, Integers, Keys, strides
 
 SMALL_VALUES = 1 << 18
@@ -27,8 +27,6 @@ _KEY_BITS = 64
 _LANES = 4
 _REMEMBERED_VALUES = 1 << 10  # so few that they stay in the fastest cache
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _T = TypeVar("_T", bound=np.generic)
 Numbers = npt.NDArray[Any]
 """Integers of any width, truth values, or float64."""
@@ -36,15 +34,7 @@ Small = npt.NDArray[np.unsignedinteger[Any]]
 """Unsigned integers of any width below SMALL_VALUES."""
 
 
-def _compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function of arrays; it is kept on disk where there is a folder to keep it in."""
-    try:
-        return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:
-        return cast("Callable[_P, _R]", numba.njit(nogil=True)(function))
-
-
-@_compiled
+@compiled
 def _shift_for(table: Keys) -> np.uint64:
     """Return by how much to shift a hash, so that it is the number of a slot."""
     slots, shift = len(table), np.uint64(_KEY_BITS)
@@ -54,7 +44,7 @@ def _shift_for(table: Keys) -> np.uint64:
     return shift
 
 
-@_compiled
+@compiled
 def _slot_of(key: np.uint64, table: Keys, shift: np.uint64) -> np.uint64:
     """Return where a key is in a table, or would be."""
     mask = np.uint64(len(table) - 1)
@@ -64,7 +54,7 @@ def _slot_of(key: np.uint64, table: Keys, shift: np.uint64) -> np.uint64:
     return slot
 
 
-@_compiled
+@compiled
 def _count_keys(keys: Keys, start: int, table: Keys, counts: Integers, used: int) -> tuple[int, int]:
     """Count keys from `start` on until the table is half full; return where it stopped and how many slots are used."""
     shift = _shift_for(table)
@@ -79,7 +69,7 @@ def _count_keys(keys: Keys, start: int, table: Keys, counts: Integers, used: int
     return len(keys), used
 
 
-@_compiled
+@compiled
 def _move(old_table: Keys, old_counts: Integers, table: Keys, counts: Integers) -> None:
     """Put what one table holds into another one, which is large enough and empty."""
     shift = _shift_for(table)
@@ -90,7 +80,7 @@ def _move(old_table: Keys, old_counts: Integers, table: Keys, counts: Integers) 
             counts[slot] = old_counts[old]
 
 
-@_compiled
+@compiled
 def _count_small(values: Small, lanes: npt.NDArray[np.int64]) -> None:
     """Count numbers; neighbours in different lanes, as equal ones would wait for each other."""
     whole = len(values) // _LANES * _LANES
@@ -103,7 +93,7 @@ def _count_small(values: Small, lanes: npt.NDArray[np.int64]) -> None:
         lanes[0, values[row]] += 1
 
 
-@_compiled
+@compiled
 def _add_small(values: Small, steps: Keys, keys: Keys) -> None:
     """Add to each key the step that a table has for the value."""
     for row in range(len(values)):
@@ -121,7 +111,7 @@ class _Search(NamedTuple):
     steps: Keys
 
 
-@_compiled
+@compiled
 def _add_searched(values: Floats, bits: Keys, search: _Search, keys: Keys) -> None:
     """Add to each key the value's bin times the stride, and widen the bin's range to hold the value."""
     shift = _shift_for(search.steps)

@@ -6,14 +6,13 @@ so a draw touches one cache line, multiplies nothing, and is off by at most 2^-3
 Invariant: a thing of weight 0 is never drawn.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from llmpilot_workload_generator.compiled import compiled
 from llmpilot_workload_generator.model import Floats, Integers, Keys
 
 LARGEST_COUNT = 1 << 31
@@ -21,9 +20,6 @@ LARGEST_COUNT = 1 << 31
 
 _LARGEST_PRODUCT = 2**62
 _THRESHOLDS = 2**32
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +54,7 @@ def _whole_weights(weights: npt.NDArray[np.integer[Any]] | Floats, slot_count: i
     return whole
 
 
-def _compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function of arrays; it is kept on disk where there is a folder to keep it in."""
-    try:
-        return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:
-        return cast("Callable[_P, _R]", numba.njit(nogil=True)(function))
-
-
-@_compiled
+@compiled
 def _fill(weights: Integers, slots: Keys, shares: Integers, stack: Integers) -> None:
     """Fill the slots: whatever has less than a slot's share gets the rest of the slot from one that has more.
 

@@ -7,13 +7,10 @@ Random numbers are those of `random_stream.py`, tables those of `alias.py`. All 
 compiled follows the changes of its own file only.
 """
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from llmpilot_workload_generator.compiled import compiled
 from llmpilot_workload_generator.model import Floats, Integers, Keys
 
 CODES_PER_WORD = 8
@@ -33,17 +30,6 @@ _UNIT = 2.0**-53
 BLOCK = 1024
 """Requests drawn at once: so few that their records stay in the nearest cache."""
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function of arrays; it is kept on disk where there is a folder to keep it in."""
-    try:
-        return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
-    except RuntimeError:
-        return cast("Callable[_P, _R]", numba.njit(nogil=True, error_model="numpy")(function))
-
 
 def unpack(records: Keys) -> npt.NDArray[np.uint8]:
     """Return the codes (rows) in records, eight per word: a view of records of one word."""
@@ -52,7 +38,7 @@ def unpack(records: Keys) -> npt.NDArray[np.uint8]:
     return codes.transpose(0, 2, 1).reshape(words * CODES_PER_WORD, requests)
 
 
-@_compiled
+@compiled
 def _mixed(number: np.uint64) -> np.uint64:
     """Return `random_stream.mix` of a number."""
     number = (number ^ (number >> np.uint64(30))) * _FIRST_FACTOR
@@ -60,7 +46,7 @@ def _mixed(number: np.uint64) -> np.uint64:
     return number ^ (number >> np.uint64(31))
 
 
-@_compiled
+@compiled
 def draw_numbers(key: np.uint64, start: np.uint64, numbers: Keys) -> None:
     """Write the numbers of a stream: what drawing takes at least."""
     state = key + start * _GOLDEN
@@ -69,7 +55,7 @@ def draw_numbers(key: np.uint64, start: np.uint64, numbers: Keys) -> None:
         numbers[i] = _mixed(state)
 
 
-@_compiled
+@compiled
 def _drawn(number: np.uint64, slots: Keys, first: np.uint64, shift: np.uint64) -> np.uint64:
     """Return what an alias table that begins at `first` draws with a random number."""
     slot = (number >> _ONE) >> shift
@@ -77,7 +63,7 @@ def _drawn(number: np.uint64, slots: Keys, first: np.uint64, shift: np.uint64) -
     return slot if (number & _LOW_HALF) < (word >> _HALF) else word & _LOW_HALF
 
 
-@_compiled
+@compiled
 def draw_records(  # noqa: PLR0917 compiled functions are called by position
     slots: Keys, shift: np.uint64, cells: Keys, key: np.uint64, start: np.uint64, records: Keys, count: int
 ) -> None:
@@ -91,7 +77,7 @@ def draw_records(  # noqa: PLR0917 compiled functions are called by position
                 row[i] = cell_row[_drawn(row[i], slots, np.uint64(0), shift)]
 
 
-@_compiled
+@compiled
 def draw_marginal(  # noqa: PLR0917 compiled functions are called by position
     slots: Keys, shift: np.uint64, parameter: np.uint64, key: np.uint64, start: np.uint64, records: Keys
 ) -> None:
@@ -104,7 +90,7 @@ def draw_marginal(  # noqa: PLR0917 compiled functions are called by position
         row[i] |= _drawn(_mixed(state), slots, np.uint64(0), shift) << place
 
 
-@_compiled
+@compiled
 def decode(records: Keys, count: int, points: Integers, rows: Integers, first: int) -> None:
     """Write what stands in `points` for the bin of each parameter, for `count` requests from row place `first` on."""
     for parameter in range(len(rows)):
@@ -114,7 +100,7 @@ def decode(records: Keys, count: int, points: Integers, rows: Integers, first: i
             row[i] = codes[(words[i] >> place) & _CODE]
 
 
-@_compiled
+@compiled
 def draw_rows(  # noqa: PLR0917 compiled functions are called by position
     slots: Keys, shift: np.uint64, cells: Keys, key: np.uint64, start: np.uint64, points: Integers, rows: Integers
 ) -> None:
@@ -127,7 +113,7 @@ def draw_rows(  # noqa: PLR0917 compiled functions are called by position
         decode(records, count, points, rows, first)
 
 
-@_compiled
+@compiled
 def draw_inside(  # noqa: PLR0917
     records: Keys,
     parameter: np.uint64,
