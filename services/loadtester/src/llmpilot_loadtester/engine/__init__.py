@@ -1,0 +1,1 @@
+"""What sends: a Locust process with sockets of its own. Runs in worker processes and in locustfiles only."""

@@ -1,0 +1,84 @@
+"""What a protocol makes of a server's reply.
+
+Invariant: parsing never raises for what a server sent: whatever is wrong with a reply becomes its status and error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmpilot_contracts.record_schema import OK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """The bytes of one reply as they came, each part with its time."""
+
+    parts: Sequence[bytes]
+    stamps: Sequence[int]
+    """By part: CLOCK_REALTIME nanoseconds of its arrival."""
+    is_closed: bool = False
+    """Whether the server closed the connection after the last part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One reply, parsed."""
+
+    status: str = OK
+    """Of record_schema.STATUSES."""
+    error: str = ""
+    """Empty if ok; else what the server or the protocol says, at most 300 characters."""
+    http_status: int | None = None
+    retry_after_seconds: float | None = None
+    chunk_stamps: Sequence[int] = ()
+    """By part of the reply that has output tokens, of whatever channel: when it came."""
+    chunk_tokens: Sequence[int] = ()
+    """By part, at least 1."""
+    token_count_source: str = "chunks"
+    """Of record_schema.TOKEN_COUNT_SOURCES."""
+    input_tokens: int | None = None
+    """As the server counts."""
+    reasoning_tokens: int | None = None
+    """As the server counts."""
+    finish_reason: str | None = None
+    """Of record_schema.FINISH_REASONS."""
+    served_model: str | None = None
+    """Who the reply says it is from."""
+    text: str = ""
+    reasoning_text: str = ""
+    keeps_connection: bool = False
+    """Whether the connection may carry another request."""
+
+
+class CountTokens(Protocol):
+    """Counts the tokens of text parts that belong together."""
+
+    def __call__(self, parts: Sequence[str]) -> Sequence[int]:
+        """Return how many tokens end in each part; their sum is the count of the whole text."""
+
+
+class Exchange(Protocol):
+    """One request and its reply, watched while it comes. Costs next to nothing per part: parsing is for later."""
+
+    outgoing: bytes
+    """What must be sent at once because of what came (HTTP/2's acknowledgements); the sender empties it."""
+
+    def feed(self, part: bytes) -> bool:
+        """Take the next part; returns whether the reply is whole."""
+
+
+class ProtocolAdapter(Protocol):
+    """How requests are written to one target, and its replies read. One per connection, as it may have state."""
+
+    preface: bytes
+    """What a new connection begins with (HTTP/2); else nothing."""
+
+    def write(self, body: bytes, request_id: str) -> Sequence[bytes]:
+        """Return the bytes of a request, to be sent one after another."""
+
+    def exchange(self) -> Exchange:
+        """Begin to watch the reply to the request that was written last."""
+
+    def read(self, received: Received) -> Reply:
+        """Parse a reply that is whole, or what came of one that broke off."""
