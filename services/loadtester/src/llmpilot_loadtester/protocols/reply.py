@@ -35,7 +35,7 @@ class Reply:
     """By part of the reply that has output tokens, of whatever channel: when it came."""
     chunk_tokens: Sequence[int] = ()
     """By part, at least 1."""
-    token_count_source: str = "chunks"
+    token_count_source: str = "chunks"  # noqa: S105 tokens of text
     """Of record_schema.TOKEN_COUNT_SOURCES."""
     input_tokens: int | None = None
     """As the server counts."""
