@@ -4,11 +4,13 @@ Invariant: every message on a subject of this table is the serialized payload na
 `Nats-Msg-Id`, so that JetStream drops a repeated publish.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Self
 
 from google.protobuf.message import Message
 
+from llmpilot.loadtest.v1.loadtest_pb2 import LoadTestEvent, LoadTestSnapshot
 from llmpilot.measurement.v1.measurement_pb2 import MeasurementRecorded
 
 
@@ -23,6 +25,8 @@ class Stream:
     duplicate_window: timedelta
     """How long a repeated `Nats-Msg-Id` is recognized."""
     description: str
+    latest_only: bool = False
+    """Whether a message replaces the one before of the same subject."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +34,13 @@ class Subject:
     """A subject and the protobuf message that travels on it."""
 
     name: str
+    """With "*" in the place of an id where there is a subject per resource: to be followed, not published to."""
     payload: type[Message]
     stream: Stream
+
+    def of(self, resource_id: str) -> Self:
+        """Return the subject of one resource; its id has no dot, space or wildcard."""
+        return replace(self, name=self.name.replace("*", resource_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +63,34 @@ MEASUREMENT_RECORDED = Subject(
     name="llmpilot.measurement.v1.recorded", payload=MeasurementRecorded, stream=MEASUREMENTS
 )
 
-STREAMS = (MEASUREMENTS,)
-SUBJECTS = (MEASUREMENT_RECORDED,)
+LOAD_TESTS = Stream(
+    name="LOAD_TESTS",
+    subjects=("llmpilot.loadtest.v1.*.state",),
+    max_age=None,
+    duplicate_window=timedelta(minutes=10),
+    description="Where every load test is in its life.",
+    latest_only=True,
+)
+
+LOAD_TEST_EVENTS = Stream(
+    name="LOAD_TEST_EVENTS",
+    subjects=("llmpilot.loadtest.v1.*.event",),
+    max_age=timedelta(days=30),
+    duplicate_window=timedelta(minutes=10),
+    description="What happened in every load test, with the records of its requests.",
+)
+
+LOAD_TEST_STATE = Subject(name="llmpilot.loadtest.v1.*.state", payload=LoadTestSnapshot, stream=LOAD_TESTS)
+LOAD_TEST_EVENT = Subject(name="llmpilot.loadtest.v1.*.event", payload=LoadTestEvent, stream=LOAD_TEST_EVENTS)
+
+STREAMS = (MEASUREMENTS, LOAD_TESTS, LOAD_TEST_EVENTS)
+SUBJECTS = (MEASUREMENT_RECORDED, LOAD_TEST_STATE, LOAD_TEST_EVENT)
 
 WORKLOAD_MODELS = Bucket(name="WORKLOAD_MODELS", description="Fitted workload models, by their id: model files.")
 
-BUCKETS = (WORKLOAD_MODELS,)
+LOAD_TEST_SPECS = Bucket(
+    name="LOAD_TEST_SPECS",
+    description="What load tests that have not ended do, by their id: LoadTestSpec, with keys and prompts.",
+)
+
+BUCKETS = (WORKLOAD_MODELS, LOAD_TEST_SPECS)

@@ -6,15 +6,22 @@ nats-py's own reconnection is off: each connection is a new client, so there is 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import nats.errors
 from google.protobuf.message import Message
 from nats.aio.client import Client
-from nats.js import api
-from nats.js.errors import BadRequestError
+from nats.js import JetStreamContext, api
+from nats.js.errors import BadRequestError, NotFoundError
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from llmpilot_contracts.errors import InvalidInputError, PilotError, UnavailableError, Violation
+from llmpilot_contracts.errors import (
+    InvalidInputError,
+    PilotError,
+    PreconditionError,
+    UnavailableError,
+    Violation,
+)
 from llmpilot_contracts.subjects import Stream, Subject
 from llmpilot_servicekit.logs import get_logger
 from llmpilot_servicekit.nats_follower import Follower, raise_if_cancelled
@@ -31,7 +38,12 @@ _PING_SECONDS = 10
 _FIRST_DELAY_SECONDS = 0.05
 _LAST_DELAY_SECONDS = 2.0
 _STREAM_EXISTS = 10058
-"""JetStream's error code for a stream of the same name and another configuration."""
+_WRONG_LAST_SEQUENCE = 10071
+"""JetStream's error codes: a stream of the same name and another configuration; the subject has a newer message."""
+
+
+class StaleSequenceError(PreconditionError):
+    """The last message of a subject is another one than the publisher expected."""
 
 
 class NatsConnection:
@@ -103,34 +115,66 @@ class NatsConnection:
                 log.warning("connection to NATS lost", url=self._url)
             await asyncio.sleep(next(delays_seconds))
 
-    async def publish(self, subject: Subject, *, event_id: str, payload: Message, timeout_seconds: float = 5) -> int:
+    async def publish(
+        self,
+        subject: Subject,
+        *,
+        event_id: str,
+        payload: Message,
+        timeout_seconds: float = 5,
+        after_sequence: int | None = None,
+    ) -> int:
         """Publish once per `event_id` and give the message's sequence in its stream.
 
-        UnavailableError: no acknowledgement came; publishing again under the same id is safe.
+        With `after_sequence` only if the last message of the subject has that sequence (0: there is none); else
+        StaleSequenceError. UnavailableError: no acknowledgement came; publishing again under the same id is safe.
         """
         if not isinstance(payload, subject.payload):
             expected, actual = subject.payload.DESCRIPTOR.full_name, type(payload).__name__
             raise PilotError(f"{subject.name} carries {expected}, not {actual}: a bug of the caller")
         if self._client is None or not self.connected:
             raise UnavailableError(f"NATS at {self._url} is not connected, {subject.name} was not published: try again")
+        headers = {api.Header.MSG_ID.value: event_id}
+        if after_sequence is not None:
+            headers[api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(after_sequence)
         try:
             ack = await self._client.jetstream().publish(
                 subject.name,
                 payload.SerializeToString(),
                 timeout=timeout_seconds,
                 stream=subject.stream.name,
-                headers={api.Header.MSG_ID.value: event_id},
+                headers=headers,
             )
         except nats.errors.MaxPayloadError as error:
             size = f"{payload.ByteSize()} bytes, NATS takes at most {self._client.max_payload}"
             raise InvalidInputError([Violation(subject.name, f"the message has {size}")]) from error
         except NATS_ERRORS as error:
+            if isinstance(error, BadRequestError) and error.err_code == _WRONG_LAST_SEQUENCE:
+                raise StaleSequenceError(f"{subject.name} was written by another meanwhile: read it again") from error
             reason = str(error) or type(error).__name__
             raise UnavailableError(
                 f"NATS at {self._url} did not acknowledge {subject.name} ({reason}): try again"
             ) from error
         raise_if_cancelled()
         return int(ack.seq)
+
+    async def last(self, subject: Subject) -> tuple[Message, int] | None:
+        """Give the last message of a subject and its sequence; None: there is none. UnavailableError."""
+        with self._asking(subject) as jetstream:
+            try:
+                message = await jetstream.get_last_msg(subject.stream.name, subject.name)
+            except NotFoundError:
+                return None
+        raise_if_cancelled()
+        return subject.payload.FromString(message.data or b""), int(message.seq or 0)
+
+    async def resource_ids(self, subject: Subject) -> list[str]:
+        """Give the ids for which a subject with "*" has messages, sorted. UnavailableError."""
+        start, _, end = subject.name.partition("*")
+        with self._asking(subject) as jetstream:
+            info = await jetstream.stream_info(subject.stream.name, subjects_filter=subject.name)
+        raise_if_cancelled()
+        return sorted(name.removeprefix(start).removesuffix(end) for name in info.state.subjects or ())
 
     async def follow(self, subject: Subject, handle: Callable[[Message, int], Awaitable[None]]) -> None:
         """Hand every message of `subject` and its stream sequence to `handle`: all since the first, then live.
@@ -158,6 +202,16 @@ class NatsConnection:
                 await asyncio.sleep(next(delays_seconds))
         finally:
             self._followers.discard(follower)
+
+    @contextmanager
+    def _asking(self, subject: Subject) -> Iterator[JetStreamContext]:
+        try:
+            yield self.client.jetstream()
+        except NATS_ERRORS as error:
+            reason = str(error) or type(error).__name__
+            raise UnavailableError(
+                f"NATS at {self._url} was asked for {subject.name} and did not answer ({reason}): try again"
+            ) from error
 
     async def _open(self) -> tuple[Client, asyncio.Event]:
         lost = asyncio.Event()
@@ -211,6 +265,7 @@ async def ensure_stream(client: Client, stream: Stream) -> api.StreamInfo:
         "description": stream.description,
         "max_age": stream.max_age.total_seconds() if stream.max_age else 0,
         "duplicate_window": stream.duplicate_window.total_seconds(),
+        "max_msgs_per_subject": 1 if stream.latest_only else -1,
     }
     try:
         return await jetstream.add_stream(api.StreamConfig(name=stream.name, storage=api.StorageType.FILE), **wanted)

@@ -51,12 +51,14 @@ async def serve(
     *,
     registrations: Sequence[Registration],
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    finishing: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     stop: asyncio.Event | None = None,
     registry: CollectorRegistry | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stop`, then let calls in flight end within the grace period.
 
-    Background coroutines are cancelled after the last call; one that fails ends the service with its error.
+    Background coroutines are cancelled after the last call; one that fails ends the service with its error. Finishing
+    ones begin with the end, and must limit themselves: the background is there until the last of them is over.
     """
     stop = stop or asyncio.Event()
     registry = registry or CollectorRegistry()
@@ -64,8 +66,11 @@ async def serve(
         with _set_by_signals(stop):
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(work()) for work in background]
+                last: list[asyncio.Task[None]] = []
                 async with _serving(settings, registrations, registry):
                     await stop.wait()
+                    last += [tasks.create_task(work()) for work in finishing]
+                await asyncio.gather(*last)
                 for task in running:
                     task.cancel()
     except BaseExceptionGroup as group:

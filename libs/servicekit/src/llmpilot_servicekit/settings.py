@@ -64,6 +64,8 @@ class ServiceSettings(BaseSettings):
     nats_url: Annotated[str, AfterValidator(_checked_nats_url)] = "nats://127.0.0.1:4222"
     address_file: Path | None = None
     """File that holds the real addresses as JSON while the service serves."""
+    address_folder: Path | None = None
+    """Folder in which the services of this machine write NAME.addresses.json; see `neighbours`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, JSON lines elsewhere."""

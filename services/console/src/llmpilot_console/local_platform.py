@@ -4,7 +4,7 @@ Invariant: what was started for a command is stopped with it, also after an erro
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,14 +31,19 @@ class LocalPlatform:
         self._find_services = find_services
 
     @contextmanager
-    def address_of(self, service: str) -> Iterator[str]:
-        """Give the gRPC address of a service; raises NotFoundError if no installed distribution provides it."""
+    def address_of(self, service: str, *, beside: Sequence[str] = ()) -> Iterator[str]:
+        """Give the gRPC address of a service; raises NotFoundError if no installed distribution provides it.
+
+        Where it must be started, those `beside` it are too, unless a variable names their address.
+        """
         address = self._named_address_of(service) or self._running_address_of(service)
         if address:
             yield address
             return
-        module = module_of_service(service, self._find_services())
-        with _temporary_platform(service, module) as platform:
+        installed = self._find_services()
+        started = [service, *(name for name in beside if not self._named_address_of(name))]
+        modules = {name: module_of_service(name, installed) for name in started}
+        with _temporary_platform(modules) as platform:
             yield platform.services[service].grpc
 
     def _named_address_of(self, service: str) -> str | None:
@@ -72,13 +77,14 @@ def address_variable(service: str) -> str:
 
 
 @contextmanager
-def _temporary_platform(service: str, module: str) -> Iterator[RunningPlatform]:
+def _temporary_platform(modules: Mapping[str, str]) -> Iterator[RunningPlatform]:
     from rich.console import Console  # noqa: PLC0415
 
     from llmpilot_console.supervisor import Supervisor, running_in_background  # noqa: PLC0415 only where it starts one
 
     console = Console(stderr=True)
-    message = f"starting the {service} for this command (`llm-pilot up` keeps it running) ..."
+    kept = "it" if len(modules) == 1 else "them"
+    message = f"starting the {' and the '.join(modules)} for this command (`llm-pilot up` keeps {kept} running) ..."
     status = console.status(message)
     if console.is_terminal:
         status.start()
@@ -86,7 +92,7 @@ def _temporary_platform(service: str, module: str) -> Iterator[RunningPlatform]:
         console.print(message, highlight=False, soft_wrap=True)
     try:
         with tempfile.TemporaryDirectory(prefix="llm-pilot-") as folder:
-            supervisor = Supervisor(Path(folder), {service: module}, report=lambda line: click.echo(line, err=True))
+            supervisor = Supervisor(Path(folder), modules, report=lambda line: click.echo(line, err=True))
             with running_in_background(supervisor) as run:
                 status.stop()
                 yield run.platform

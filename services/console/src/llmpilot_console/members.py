@@ -16,6 +16,7 @@ from llmpilot_console.state_directory import ServiceAddresses
 from llmpilot_contracts.errors import PreconditionError, UnavailableError
 from llmpilot_servicekit.client import wait_until_serving
 from llmpilot_servicekit.nats_server import nats_server_command, nats_server_url
+from llmpilot_servicekit.neighbours import address_file_of
 
 ANY_PORT = "127.0.0.1:0"
 _HEALTH_CHECK_SECONDS = 1.0
@@ -80,7 +81,8 @@ class ServiceMember:
     ) -> None:
         self.name = name
         self._module = module
-        self._address_file = folder / f"{name}.addresses.json"
+        self._folder = folder
+        self._address_file = address_file_of(folder, name)
         self._addresses = ServiceAddresses(grpc=listen, metrics=ANY_PORT)
         self._nats_url = nats_url
         self._environment = environment
@@ -98,6 +100,7 @@ class ServiceMember:
             "LLMPILOT_METRICS_LISTEN": self._addresses.metrics or ANY_PORT,
             "LLMPILOT_NATS_URL": self._nats_url,
             "LLMPILOT_ADDRESS_FILE": str(self._address_file),
+            "LLMPILOT_ADDRESS_FOLDER": str(self._folder),
         }
         # -P: a file in the user's folder must not replace a module of the service.
         return Launch(command=(sys.executable, "-P", "-m", self._module), environment={**self._environment, **settings})

@@ -8,10 +8,10 @@ from prometheus_client import CollectorRegistry
 from llmpilot_contracts.subjects import WORKLOAD_MODELS
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.nats_objects import NatsObjects
+from llmpilot_servicekit.open_calls import OpenCalls
 from llmpilot_servicekit.server import serve
 from llmpilot_workload_generator.model_creation import Creations
 from llmpilot_workload_generator.model_store import ModelStore
-from llmpilot_workload_generator.open_calls import OpenCalls
 from llmpilot_workload_generator.servicer import WorkloadServicer
 from llmpilot_workload_generator.settings import WorkloadSettings
 
@@ -21,7 +21,9 @@ async def run(settings: WorkloadSettings) -> None:
     registry = CollectorRegistry()
     stop = asyncio.Event()
     nats = NatsConnection(settings.nats_url, streams=(), registry=registry)
-    calls = OpenCalls(registry)
+    calls = OpenCalls(
+        registry, metric="llmpilot_workload_open_calls", description="Streams and creations that are running."
+    )
     creations = Creations(
         traces=settings.traces,
         max_count=settings.max_creations,

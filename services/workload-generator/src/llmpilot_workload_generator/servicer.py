@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry, Counter
 from llmpilot.workload.v1 import workload_pb2 as pb
 from llmpilot.workload.v1.workload_pb2_grpc import WorkloadServiceServicer, add_WorkloadServiceServicer_to_server
 from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_servicekit.open_calls import OpenCalls
 from llmpilot_servicekit.server import Registration
 from llmpilot_workload_generator import wire, wire_prompts, wire_sampling, wire_statistics
 from llmpilot_workload_generator.model import WorkloadModel
 from llmpilot_workload_generator.model_creation import Creations
 from llmpilot_workload_generator.model_store import ModelStore
-from llmpilot_workload_generator.open_calls import OpenCalls
 from llmpilot_workload_generator.packing import Packer
 from llmpilot_workload_generator.prompts.prompt_cutting import draw_for_prompts
 from llmpilot_workload_generator.prompts.rendering import Renderer

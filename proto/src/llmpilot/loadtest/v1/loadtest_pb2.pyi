@@ -620,97 +620,6 @@ class LoadTestSpec(_message.Message):
 Global___LoadTestSpec: _TypeAlias = LoadTestSpec  # noqa: Y015
 
 @_typing.final
-class Latency(_message.Message):
-    """A latency over requests or tokens, milliseconds; absent: nobody reported one."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    COUNT_FIELD_NUMBER: _builtins.int
-    MEAN_MS_FIELD_NUMBER: _builtins.int
-    MEDIAN_MS_FIELD_NUMBER: _builtins.int
-    P90_MS_FIELD_NUMBER: _builtins.int
-    P95_MS_FIELD_NUMBER: _builtins.int
-    P99_MS_FIELD_NUMBER: _builtins.int
-    count: _builtins.int
-    """Values it is of."""
-    mean_ms: _builtins.float
-    """Mean."""
-    median_ms: _builtins.float
-    """Median."""
-    p90_ms: _builtins.float
-    """90th percentile."""
-    p95_ms: _builtins.float
-    """95th percentile."""
-    p99_ms: _builtins.float
-    """99th percentile."""
-    def __init__(
-        self,
-        *,
-        count: _builtins.int = ...,
-        mean_ms: _builtins.float | None = ...,
-        median_ms: _builtins.float | None = ...,
-        p90_ms: _builtins.float | None = ...,
-        p95_ms: _builtins.float | None = ...,
-        p99_ms: _builtins.float | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_ms", b"_mean_ms", "_median_ms", b"_median_ms", "_p90_ms", b"_p90_ms", "_p95_ms", b"_p95_ms", "_p99_ms", b"_p99_ms", "mean_ms", b"mean_ms", "median_ms", b"median_ms", "p90_ms", b"p90_ms", "p95_ms", b"p95_ms", "p99_ms", b"p99_ms"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_ms", b"_mean_ms", "_median_ms", b"_median_ms", "_p90_ms", b"_p90_ms", "_p95_ms", b"_p95_ms", "_p99_ms", b"_p99_ms", "count", b"count", "mean_ms", b"mean_ms", "median_ms", b"median_ms", "p90_ms", b"p90_ms", "p95_ms", b"p95_ms", "p99_ms", b"p99_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__mean_ms: _TypeAlias = _typing.Literal["mean_ms"]  # noqa: Y015
-    _WhichOneofArgType__mean_ms: _TypeAlias = _typing.Literal["_mean_ms", b"_mean_ms"]  # noqa: Y015
-    _WhichOneofReturnType__median_ms: _TypeAlias = _typing.Literal["median_ms"]  # noqa: Y015
-    _WhichOneofArgType__median_ms: _TypeAlias = _typing.Literal["_median_ms", b"_median_ms"]  # noqa: Y015
-    _WhichOneofReturnType__p90_ms: _TypeAlias = _typing.Literal["p90_ms"]  # noqa: Y015
-    _WhichOneofArgType__p90_ms: _TypeAlias = _typing.Literal["_p90_ms", b"_p90_ms"]  # noqa: Y015
-    _WhichOneofReturnType__p95_ms: _TypeAlias = _typing.Literal["p95_ms"]  # noqa: Y015
-    _WhichOneofArgType__p95_ms: _TypeAlias = _typing.Literal["_p95_ms", b"_p95_ms"]  # noqa: Y015
-    _WhichOneofReturnType__p99_ms: _TypeAlias = _typing.Literal["p99_ms"]  # noqa: Y015
-    _WhichOneofArgType__p99_ms: _TypeAlias = _typing.Literal["_p99_ms", b"_p99_ms"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_ms) -> _WhichOneofReturnType__mean_ms | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__median_ms) -> _WhichOneofReturnType__median_ms | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__p90_ms) -> _WhichOneofReturnType__p90_ms | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__p95_ms) -> _WhichOneofReturnType__p95_ms | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__p99_ms) -> _WhichOneofReturnType__p99_ms | None: ...
-
-Global___Latency: _TypeAlias = Latency  # noqa: Y015
-
-@_typing.final
-class ErrorCount(_message.Message):
-    """Failed requests of one kind."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STATUS_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    EXAMPLE_FIELD_NUMBER: _builtins.int
-    status: _builtins.str
-    """Status of record_schema, e.g. "timeout"."""
-    count: _builtins.int
-    """How many."""
-    example: _builtins.str
-    """What the first of them said."""
-    def __init__(
-        self,
-        *,
-        status: _builtins.str = ...,
-        count: _builtins.int = ...,
-        example: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "example", b"example", "status", b"status"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ErrorCount: _TypeAlias = ErrorCount  # noqa: Y015
-
-@_typing.final
 class Verdict(_message.Message):
     """Whether the numbers of a stage count, by the health of the load tester itself."""
 
@@ -756,12 +665,15 @@ class StageResult(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     METRICS_JSON_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    SERVICE_LEVEL_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Which stage, from 0."""
     attempt: _builtins.int
     """Which run of it, from 1: a stage that was interrupted is run again."""
     metrics_json: _builtins.str
-    """Summary of every metric, JSON, in the words of METRICS.md."""
+    """Every metric, as JSON: llmpilot_loadtester.domain.results.StageMetrics, field by field, latencies in milliseconds,
+    null where nobody reported.
+    """
     @_builtins.property
     def stage(self) -> Global___Stage:
         """The stage."""
@@ -774,6 +686,10 @@ class StageResult(_message.Message):
     def verdict(self) -> Global___Verdict:
         """Whether the numbers count."""
 
+    @_builtins.property
+    def service_level(self) -> Global___ServiceLevel:
+        """The limits that goodput is of."""
+
     def __init__(
         self,
         *,
@@ -783,10 +699,11 @@ class StageResult(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         metrics_json: _builtins.str = ...,
         verdict: Global___Verdict | None = ...,
+        service_level: Global___ServiceLevel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service_level", b"service_level", "stage", b"stage", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "metrics_json", b"metrics_json", "stage", b"stage", "stage_index", b"stage_index", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "metrics_json", b"metrics_json", "service_level", b"service_level", "stage", b"stage", "stage_index", b"stage_index", "start_time", b"start_time", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -825,7 +742,7 @@ class LoadTest(_message.Message):
     """request_id of its creation."""
     @_builtins.property
     def spec(self) -> Global___LoadTestSpec:
-        """What it does, without keys and header values."""
+        """What it does, without keys, header values, certificates, prompts, tokenizers and the LLM's config."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -865,6 +782,42 @@ class LoadTest(_message.Message):
 Global___LoadTest: _TypeAlias = LoadTest  # noqa: Y015
 
 @_typing.final
+class LoadTestSnapshot(_message.Message):
+    """A load test as the replicas of the service share it. Travels on NATS, the latest of each load test is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOAD_TEST_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    SPEC_DIGEST_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Which process runs it; empty: none, and whoever is free may take it."""
+    cancel_requested: _builtins.bool
+    """Whether a client wants it cancelled."""
+    spec_digest: _builtins.str
+    """SHA-256 of what was asked for, without keys and header values."""
+    @_builtins.property
+    def load_test(self) -> Global___LoadTest:
+        """The load test."""
+
+    def __init__(
+        self,
+        *,
+        load_test: Global___LoadTest | None = ...,
+        owner: _builtins.str = ...,
+        cancel_requested: _builtins.bool = ...,
+        spec_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load_test", b"load_test"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "load_test", b"load_test", "owner", b"owner", "spec_digest", b"spec_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadTestSnapshot: _TypeAlias = LoadTestSnapshot  # noqa: Y015
+
+@_typing.final
 class CreateLoadTestRequest(_message.Message):
     """Asks for a load test."""
 
@@ -874,9 +827,9 @@ class CreateLoadTestRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LOAD_TEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Unique id of this request, at most 128 characters; the same one again returns the load test that it made."""
+    """Unique id of this request, 1 to 128 characters; the same one again returns the load test that it made."""
     load_test_id: _builtins.str
-    """Last part of the name, lower-case letters, digits and "-", at most 63; empty: made up."""
+    """Last part of the name, lower-case letters, digits and "-", at most 63; empty: made from request_id."""
     @_builtins.property
     def spec(self) -> Global___LoadTestSpec:
         """What to do."""
@@ -1004,7 +957,7 @@ class ListLoadTestsResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def load_tests(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadTest]:
-        """Load tests, without metrics."""
+        """Load tests, without results."""
 
     def __init__(
         self,
@@ -1200,6 +1153,32 @@ class StageStarted(_message.Message):
 Global___StageStarted: _TypeAlias = StageStarted  # noqa: Y015
 
 @_typing.final
+class MeasurementPublished(_message.Message):
+    """What a stage measured went to the stream of measurements."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_INDEX_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    stage_index: _builtins.int
+    """Which stage, from 0."""
+    event_id: _builtins.str
+    """event_id of the MeasurementRecorded."""
+    def __init__(
+        self,
+        *,
+        stage_index: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "stage_index", b"stage_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasurementPublished: _TypeAlias = MeasurementPublished  # noqa: Y015
+
+@_typing.final
 class LoadTestEvent(_message.Message):
     """Something happened in a load test. Travels on NATS; the stream of these is its record."""
 
@@ -1213,6 +1192,7 @@ class LoadTestEvent(_message.Message):
     LIVE_FIELD_NUMBER: _builtins.int
     STAGE_COMPLETED_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_PUBLISHED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position among the events of its load test, from 0, without gaps."""
     note: _builtins.str
@@ -1223,7 +1203,7 @@ class LoadTestEvent(_message.Message):
 
     @_builtins.property
     def changed(self) -> Global___LoadTest:
-        """Its state changed."""
+        """Its state, or what is known of its target, changed; without results."""
 
     @_builtins.property
     def stage_started(self) -> Global___StageStarted:
@@ -1241,6 +1221,10 @@ class LoadTestEvent(_message.Message):
     def stage_completed(self) -> Global___StageResult:
         """A stage was measured."""
 
+    @_builtins.property
+    def measurement_published(self) -> Global___MeasurementPublished:
+        """What a stage measured was published for the recommender."""
+
     def __init__(
         self,
         *,
@@ -1252,12 +1236,13 @@ class LoadTestEvent(_message.Message):
         live: Global___LiveMetrics | None = ...,
         stage_completed: Global___StageResult | None = ...,
         note: _builtins.str = ...,
+        measurement_published: Global___MeasurementPublished | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "event", b"event", "event_time", b"event_time", "live", b"live", "note", b"note", "records", b"records", "stage_completed", b"stage_completed", "stage_started", b"stage_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "event", b"event", "event_time", b"event_time", "live", b"live", "measurement_published", b"measurement_published", "note", b"note", "records", b"records", "stage_completed", b"stage_completed", "stage_started", b"stage_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "event", b"event", "event_time", b"event_time", "index", b"index", "live", b"live", "note", b"note", "records", b"records", "stage_completed", b"stage_completed", "stage_started", b"stage_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "event", b"event", "event_time", b"event_time", "index", b"index", "live", b"live", "measurement_published", b"measurement_published", "note", b"note", "records", b"records", "stage_completed", b"stage_completed", "stage_started", b"stage_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["changed", "stage_started", "records", "live", "stage_completed", "note"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["changed", "stage_started", "records", "live", "stage_completed", "note", "measurement_published"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -19,6 +19,8 @@ class Received:
     """By part: CLOCK_REALTIME nanoseconds of its arrival."""
     is_closed: bool = False
     """Whether the server closed the connection after the last part."""
+    exchange: "Exchange | None" = None
+    """Who watched it. HTTP/2 needs it: its headers are packed by what was said before on the connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class Reply:
     reasoning_text: str = ""
     keeps_connection: bool = False
     """Whether the connection may carry another request."""
+    coalesced_count: int = 0
+    """Entries of `chunk_stamps` whose own time is lost, as the next one came in the same part."""
 
 
 class CountTokens(Protocol):
@@ -63,6 +67,8 @@ class Exchange(Protocol):
 
     outgoing: bytes
     """What must be sent at once because of what came (HTTP/2's acknowledgements); the sender empties it."""
+    keeps_connection: bool
+    """Whether the connection may carry another request; known when the reply is whole."""
 
     def feed(self, part: bytes) -> bool:
         """Take the next part; returns whether the reply is whole."""
@@ -80,5 +86,11 @@ class ProtocolAdapter(Protocol):
     def exchange(self) -> Exchange:
         """Begin to watch the reply to the request that was written last."""
 
+    def between(self, part: bytes) -> bytes | None:
+        """Take what came while no reply was awaited; returns what to send back, None: the connection is of no use."""
+
     def read(self, received: Received) -> Reply:
-        """Parse a reply that is whole, or what came of one that broke off."""
+        """Parse a reply that is whole, or what came of one that broke off, at any later time and in any order.
+
+        What broke off is `disconnected` unless the server said more; whoever cut it off knows better.
+        """

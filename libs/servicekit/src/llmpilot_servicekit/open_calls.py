@@ -1,4 +1,4 @@
-"""The calls that may last: streams without end, and models in the making.
+"""The calls that may last: streams without end, and what is in the making.
 
 Invariant: none of them outlives the order to stop by more than what it does at that moment.
 """
@@ -17,12 +17,10 @@ _STOPPING = "the service is stopping: call again, and another replica or the nex
 class OpenCalls:
     """Counts calls while they last, and ends them when the service stops."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, metric: str, description: str) -> None:
         self._limits: set[asyncio.Timeout] = set()
         self._is_stopping = False
-        self._gauge = Gauge(
-            "llmpilot_workload_open_calls", "Streams and creations that are running.", ["method"], registry=registry
-        )
+        self._gauge = Gauge(metric, description, ["method"], registry=registry)
 
     @asynccontextmanager
     async def open(self, method: str) -> AsyncIterator[None]:

@@ -4,12 +4,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmpilot_contracts.errors import UnavailableError
-from llmpilot_workload_generator.open_calls import OpenCalls
+from llmpilot_servicekit.open_calls import OpenCalls
 
 
 def test_a_call_hears_that_the_service_stops_and_so_does_who_comes_later() -> None:
     async def scenario() -> None:
-        calls, stop = OpenCalls(CollectorRegistry()), asyncio.Event()
+        calls = OpenCalls(CollectorRegistry(), metric="test_open_calls", description="Calls.")
+        stop = asyncio.Event()
 
         async def last() -> None:
             async with calls.open("SampleRequests"):

@@ -1,0 +1,100 @@
+"""CPU and memory of a process and all its descendants, sampled while they run.
+
+Invariant: what a child used stays counted after it ended, as its parent inherits it when it waits for it.
+"""
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_CPU_SECONDS = 0.2
+_MEMORY_EVERY = 5
+"""Reading a process's memory map costs a millisecond or more, so it is done for every so many samples of CPU."""
+
+
+def descendants(root: int) -> list[int]:
+    """Return the ids of a process and of all below it."""
+    found = [root]
+    for process in found:
+        try:
+            for children in Path(f"/proc/{process}/task").glob("*/children"):
+                found += [int(child) for child in children.read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+def cpu_seconds(processes: list[int]) -> float:
+    """Return what the processes and the children that they waited for have used, user and system."""
+    ticks = 0
+    for process in processes:
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(int(field) for field in fields[11:15])
+    return ticks / _TICKS_PER_SECOND
+
+
+def memory_megabytes(processes: list[int]) -> float:
+    """Return the proportional set size: pages that processes share are counted once."""
+    kilobytes = 0
+    for process in processes:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes / 1024
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a process tree used."""
+
+    process: int
+    nanos: list[int] = field(default_factory=list)
+    """CLOCK_REALTIME of each sample."""
+    cpu: list[float] = field(default_factory=list)
+    memory_nanos: list[int] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Sample in a thread of the lowest priority, so that the server that shares its core is not delayed."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        """Sample no more."""
+        self.is_over.set()
+
+    def cpu_between(self, from_nanos: int, until_nanos: int) -> float:
+        """Return CPU seconds used in a time span."""
+        start, end = np.interp([from_nanos, until_nanos], self.nanos, self.cpu)
+        return float(end - start)
+
+    def peak_megabytes(self, until_nanos: int) -> float:
+        """Return the largest memory before a time: reports are written after the load."""
+        return max(
+            (size for at, size in zip(self.memory_nanos, self.memory, strict=True) if at <= until_nanos), default=0.0
+        )
+
+    def _run(self) -> None:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        count = 0
+        while not self.is_over.wait(_CPU_SECONDS):
+            processes = descendants(self.process)
+            used = cpu_seconds(processes)
+            if self.cpu and used < self.cpu[-1]:  # the tree is ending
+                continue
+            self.nanos.append(time.time_ns())
+            self.cpu.append(used)
+            if count % _MEMORY_EVERY == 0:
+                self.memory.append(memory_megabytes(processes))
+                self.memory_nanos.append(time.time_ns())
+            count += 1
