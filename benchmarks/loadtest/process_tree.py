@@ -41,6 +41,14 @@ def cpu_seconds(processes: list[int]) -> float:
     return ticks / _TICKS_PER_SECOND
 
 
+def command_line(process: int) -> str:
+    """Return the command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 def memory_megabytes(processes: list[int]) -> float:
     """Return the proportional set size: pages that processes share are counted once."""
     kilobytes = 0
@@ -58,6 +66,10 @@ class Usage:
     """What a process tree used."""
 
     process: int
+    part: str = ""
+    """Of the command lines of the processes whose CPU is also told apart; empty: of none."""
+    part_cpu: list[float] = field(default_factory=list)
+    part_memory: list[float] = field(default_factory=list)
     nanos: list[int] = field(default_factory=list)
     """CLOCK_REALTIME of each sample."""
     cpu: list[float] = field(default_factory=list)
@@ -75,26 +87,42 @@ class Usage:
 
     def cpu_between(self, from_nanos: int, until_nanos: int) -> float:
         """Return CPU seconds used in a time span."""
-        start, end = np.interp([from_nanos, until_nanos], self.nanos, self.cpu)
-        return float(end - start)
+        return self._between(self.cpu, from_nanos, until_nanos)
+
+    def part_cpu_between(self, from_nanos: int, until_nanos: int) -> float:
+        """Return CPU seconds that the processes of the part used in a time span."""
+        return self._between(self.part_cpu, from_nanos, until_nanos)
 
     def peak_megabytes(self, until_nanos: int) -> float:
         """Return the largest memory before a time: reports are written after the load."""
-        return max(
-            (size for at, size in zip(self.memory_nanos, self.memory, strict=True) if at <= until_nanos), default=0.0
-        )
+        return self._peak(self.memory, until_nanos)
+
+    def part_peak_megabytes(self, until_nanos: int) -> float:
+        """Return the largest memory of the part before a time."""
+        return self._peak(self.part_memory, until_nanos)
+
+    def _between(self, cpu: list[float], from_nanos: int, until_nanos: int) -> float:
+        start, end = np.interp([from_nanos, until_nanos], self.nanos, cpu)
+        return float(end - start)
+
+    def _peak(self, memory: list[float], until_nanos: int) -> float:
+        return max((size for at, size in zip(self.memory_nanos, memory, strict=True) if at <= until_nanos), default=0.0)
 
     def _run(self) -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        count = 0
         while not self.is_over.wait(_CPU_SECONDS):
-            processes = descendants(self.process)
-            used = cpu_seconds(processes)
-            if self.cpu and used < self.cpu[-1]:  # the tree is ending
-                continue
-            self.nanos.append(time.time_ns())
-            self.cpu.append(used)
-            if count % _MEMORY_EVERY == 0:
-                self.memory.append(memory_megabytes(processes))
-                self.memory_nanos.append(time.time_ns())
-            count += 1
+            self._sample()
+
+    def _sample(self) -> None:
+        processes = descendants(self.process)
+        part = [process for process in processes if self.part and self.part in command_line(process)]
+        used = cpu_seconds(processes)
+        if self.cpu and used < self.cpu[-1]:  # the tree is ending
+            return
+        self.nanos.append(time.time_ns())
+        self.cpu.append(used)
+        self.part_cpu.append(cpu_seconds(part))
+        if len(self.nanos) % _MEMORY_EVERY == 1:
+            self.memory_nanos.append(time.time_ns())
+            self.memory.append(memory_megabytes(processes))
+            self.part_memory.append(memory_megabytes(part))

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from llmpilot_contracts.errors import InvalidInputError, PilotError, UnavailableError
 from llmpilot_contracts.subjects import Stream, Subject
-from llmpilot_servicekit.nats_connection import NatsConnection
+from llmpilot_servicekit.nats_connection import NatsConnection, StaleSequenceError
 from llmpilot_servicekit.nats_server import NatsServer
 
 StartNats = Callable[..., NatsServer]
@@ -417,5 +417,53 @@ def test_a_cancellation_that_the_client_loses_still_ends_the_work(
                 await Swallowing.entered.wait()
                 task.cancel()
             assert task.cancelled()
+
+    asyncio.run(check())
+
+
+LATEST = replace(STREAM, name="LATEST", subjects=("test.latest.>",), latest_only=True)
+OF_EACH = Subject(name="test.latest.*.state", payload=StringValue, stream=LATEST)
+
+
+def test_of_two_publishers_after_the_same_message_one_is_told(start_nats: StartNats) -> None:
+    async def check() -> None:
+        async with connection(start_nats().url) as here:
+            first = await here.nats.publish(SUBJECT, event_id="a", payload=StringValue(value="a"), after_sequence=0)
+            await here.nats.publish(SUBJECT, event_id="b", payload=StringValue(value="b"), after_sequence=first)
+            for late in (0, first):
+                with pytest.raises(StaleSequenceError, match="written by another meanwhile"):
+                    await here.nats.publish(
+                        SUBJECT, event_id=f"c{late}", payload=StringValue(value="c"), after_sequence=late
+                    )
+            again = await here.nats.publish(SUBJECT, event_id="a", payload=StringValue(value="a"), after_sequence=0)
+            assert again == first  # a repeated publish is no conflict
+            assert await here.nats.last(SUBJECT) == (StringValue(value="b"), 2)
+
+    asyncio.run(check())
+
+
+def test_the_latest_message_of_each_resource_is_kept(start_nats: StartNats) -> None:
+    async def check() -> None:
+        async with connection(start_nats().url, streams=(LATEST,)) as here:
+            for event_id, resource in (("1", "a"), ("2", "b"), ("3", "a")):
+                payload = StringValue(value=event_id)
+                await here.nats.publish(OF_EACH.of(resource), event_id=event_id, payload=payload)
+            assert await here.nats.resource_ids(OF_EACH) == ["a", "b"]
+            assert await here.nats.last(OF_EACH.of("a")) == (StringValue(value="3"), 3)
+            assert await here.nats.last(OF_EACH.of("c")) is None
+            got = here.follow(OF_EACH)
+            await until(lambda: len(got) == 2)
+            assert got == [("2", 2), ("3", 3)]
+
+    asyncio.run(check())
+
+
+def test_without_a_server_nothing_is_read() -> None:
+    async def check() -> None:
+        nats_connection = NatsConnection("nats://127.0.0.1:1", streams=())
+        with pytest.raises(UnavailableError, match="not connected"):
+            await nats_connection.last(SUBJECT)
+        with pytest.raises(UnavailableError, match="not connected"):
+            await nats_connection.resource_ids(OF_EACH)
 
     asyncio.run(check())

@@ -337,3 +337,33 @@ def test_a_process_with_bad_settings_exits_2_with_a_line_each(start_process: Cal
         ["error", "LLMPILOT_LISTEN"],
         ["error", "LLMPILOT_LOG_LEVEL"],
     ]
+
+
+def test_the_background_is_there_until_what_finishes_is_over(tmp_path: Path) -> None:
+    async def check() -> list[str]:
+        said: list[str] = []
+        stop = asyncio.Event()
+
+        async def background() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                said.append("background ends")
+
+        async def finish() -> None:
+            said.append("finishing")
+            await asyncio.sleep(0.05)
+            said.append("finished")
+
+        settings = ServiceSettings(listen="127.0.0.1:0", address_file=tmp_path / "address.json")
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                serve(settings, registrations=[], background=[background], finishing=[finish], stop=stop)
+            )
+            while not (tmp_path / "address.json").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert said == []
+            stop.set()
+        return said
+
+    assert asyncio.run(check()) == ["finishing", "finished", "background ends"]

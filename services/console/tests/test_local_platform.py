@@ -10,6 +10,7 @@ from llmpilot_console.state_directory import RunningPlatform, ServiceAddresses, 
 from llmpilot_console.supervisor import Supervisor, running_in_background
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError
 from llmpilot_servicekit.client import wait_until_serving
+from llmpilot_servicekit.neighbours import neighbour_address
 
 pytestmark = pytest.mark.usefixtures("plugins")
 
@@ -77,3 +78,26 @@ def test_a_service_that_nobody_installed_is_not_found() -> None:
         _local_platform().address_of("tuner"),
     ):
         pass
+
+
+def test_services_beside_the_one_are_started_where_it_can_find_them(capsys: pytest.CaptureFixture[str]) -> None:
+    services = {"recommender": "steady_service", "workload-generator": "steady_service"}
+    platform = LocalPlatform(environment=os.environ, find_services=lambda: services)
+    with platform.address_of("recommender", beside=["workload-generator"]) as address:
+        wait_until_serving(address, DEADLINE_SECONDS)
+        environments = [process.environ() for process in psutil.Process().children()]
+        (folder,) = {each["LLMPILOT_ADDRESS_FOLDER"] for each in environments if "LLMPILOT_ADDRESS_FOLDER" in each}
+        assert neighbour_address(Path(folder), "recommender") == address
+        beside = neighbour_address(Path(folder), "workload-generator")
+        assert beside is not None
+        wait_until_serving(beside, DEADLINE_SECONDS)
+    assert psutil.Process().children() == []
+    assert capsys.readouterr().err.startswith("starting the recommender and the workload-generator for this command")
+
+
+def test_a_service_beside_that_a_variable_names_is_not_started() -> None:
+    services = {"recommender": "steady_service", "workload-generator": "steady_service"}
+    variables = {**os.environ, "LLMPILOT_WORKLOAD_GENERATOR_ADDRESS": "gpu-box:50051"}
+    platform = LocalPlatform(environment=variables, find_services=lambda: services)
+    with platform.address_of("recommender", beside=["workload-generator"]):
+        assert len(psutil.Process().children()) == 2  # nats-server and the recommender

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class RunningPlatform:
     address: str
 
     @contextmanager
-    def address_of(self, service: str) -> Iterator[str]:
+    def address_of(self, service: str, *, beside: Sequence[str] = ()) -> Iterator[str]:  # noqa: ARG002 it runs alone
         """Give the one address there is."""
         assert service == "recommender"
         yield self.address

@@ -341,17 +341,19 @@ class _SpecReader:
             for name in given:
                 self._wrong(name.split()[0], "goes without --search, which chooses the load")
             return ()
+        if options.duration is not None and not 0 < options.duration < float("inf"):
+            self._wrong("--duration", f"must be > 0, is {options.duration:g} s")
         limit = options.request_count or 0
+        rates = [] if options.rate is None else self._rates(options.rate, limit)
+        users = [] if options.users is None else self._users(options.users, limit)
         if options.at_once is not None:
             at_once = Load(kind=LoadKind.ALL_AT_ONCE, request_count=options.at_once)
             return (self._stage(at_once, warm_up_seconds=0.0),)
         if is_trace:
             trace = Load(kind=LoadKind.TRACE, speed=_or(options.speed, 1.0), request_count=limit)
             return (self._stage(trace, warm_up_seconds=0.0),)
-        if options.rate is not None:
-            return tuple(self._stage(load) for load in self._rates(options.rate, limit))
-        if options.users is not None:
-            return tuple(self._stage(load) for load in self._users(options.users, limit))
+        if rates or users:
+            return tuple(self._stage(load) for load in rates or users)
         return tuple(self._stage(stage.load) for stage in DEFAULT_LADDER)
 
     def _check_load_options(self) -> None:
@@ -403,9 +405,6 @@ class _SpecReader:
 
     def _stage(self, load: Load, *, warm_up_seconds: float | None = None) -> Stage:
         measure_seconds = _or(self._options.duration, 120.0)
-        if not 0 < measure_seconds < float("inf"):
-            self._wrong("--duration", f"must be > 0, is {measure_seconds:g} s")
-            measure_seconds = 1.0
         given = self._options.warm_up
         chosen = warm_up_seconds if warm_up_seconds is not None else _warm_up_seconds(measure_seconds)
         return Stage(load=load, warm_up_seconds=_or(given, chosen), measure_seconds=measure_seconds)

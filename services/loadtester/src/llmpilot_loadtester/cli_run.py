@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -82,28 +83,26 @@ def run(
     with (
         platform.address_of("loadtester", beside=beside) as address,
         connect(address) as channel,
-        _interruptible() as interrupted,
         _prometheus(prometheus) as observe,
     ):
         stub = LoadTestServiceStub(channel)
         request = pb.CreateLoadTestRequest(spec=write_spec(spec), request_id=uuid.uuid4().hex, load_test_id=name)
         created = stub.CreateLoadTest(request, timeout=_DEADLINE_SECONDS).load_test
         watched = WatchedRun()
-        with live_view(console) as show:
-            for event in _events(stub, created.name, interrupted):
+        with _cancelled_by_ctrl_c(stub, created.name), live_view(console) as show:
+            for event in _events(stub, created.name):
                 watched.take(event)
                 observe(event)
                 show(watched)
     _write_all(console, spec, watched, folder=out or Path(created.name.rpartition("/")[2]), formats=wanted)
 
 
-def _events(stub: LoadTestServiceStub, name: str, interrupted: threading.Event) -> Iterator[LogEvent]:
-    """Yield the events of a load test until it has ended; goes on where a stream broke off, and cancels when told to."""
+def _events(stub: LoadTestServiceStub, name: str) -> Iterator[LogEvent]:
+    """Yield the events of a load test until it has ended; goes on where a stream broke off."""
     index = 0
     last_answer = time.monotonic()
     while True:
         stream = stub.WatchLoadTest(pb.WatchLoadTestRequest(name=name, start_index=index), timeout=_WATCH_SECONDS)
-        canceller = _Canceller(stub, name, interrupted)
         try:
             for response in stream:
                 last_answer = time.monotonic()
@@ -111,7 +110,6 @@ def _events(stub: LoadTestServiceStub, name: str, interrupted: threading.Event) 
                 event = read_event(response.event)
                 if event is not None:
                     yield event
-                canceller.step()
             return
         except grpc.RpcError as error:
             is_away = error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
@@ -122,37 +120,32 @@ def _events(stub: LoadTestServiceStub, name: str, interrupted: threading.Event) 
             stream.cancel()
 
 
-class _Canceller:
-    """Cancels the load test once when the command was interrupted."""
-
-    def __init__(self, stub: LoadTestServiceStub, name: str, interrupted: threading.Event) -> None:
-        self._stub = stub
-        self._name = name
-        self._interrupted = interrupted
-        self._is_done = False
-
-    def step(self) -> None:
-        if self._interrupted.is_set() and not self._is_done:
-            self._is_done = True
-            self._stub.CancelLoadTest(pb.CancelLoadTestRequest(name=self._name), timeout=_DEADLINE_SECONDS)
-
-
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Yield what the first Ctrl-C sets; the second one ends the command at once."""
-    interrupted = threading.Event()
+def _cancelled_by_ctrl_c(stub: LoadTestServiceStub, name: str) -> Iterator[None]:
+    """Cancel the load test at the first Ctrl-C; the second one ends the command at once."""
+    interrupted, ended = threading.Event(), threading.Event()
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if interrupted.is_set():
-            signal.default_int_handler(number, frame)  # type: ignore[arg-type]
+            signal.default_int_handler(number, frame)
         interrupted.set()
         click.echo("cancelling, what was measured is kept; Ctrl-C again ends at once", err=True)
 
+    def cancel() -> None:
+        interrupted.wait()
+        if not ended.is_set():
+            stub.CancelLoadTest(pb.CancelLoadTestRequest(name=name), timeout=_DEADLINE_SECONDS)
+
     before = signal.signal(signal.SIGINT, note)
+    canceller = threading.Thread(target=cancel, daemon=True)
+    canceller.start()
     try:
-        yield interrupted
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
+        ended.set()
+        interrupted.set()
+        canceller.join(_DEADLINE_SECONDS)
 
 
 @contextmanager

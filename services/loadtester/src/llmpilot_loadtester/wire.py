@@ -5,19 +5,27 @@ Invariant: what leaves `read_create_request` can be run; what `write_load_test` 
 
 import hashlib
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot_contracts.errors import InvalidInputError, PilotError, Violation
 from llmpilot_loadtester import wire_results
 from llmpilot_loadtester.domain.load_test import COLLECTION, LoadTest, State
+from llmpilot_loadtester.domain.results import StageResult
+from llmpilot_loadtester.domain.spec import LoadTestSpec
+from llmpilot_loadtester.wire_llm import write_measurement
 from llmpilot_loadtester.wire_spec import read_spec, write_spec
 
 LARGEST_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 LARGEST_REQUEST_ID = 128
+WriteMeasurement = Callable[[StageResult, str, bool], Message]
+"""Makes the event of a result, an event id and whether the server is a simulator."""
 LOAD_TEST_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SHOWN = 80
 """Characters of a wrong text in a message."""
@@ -54,6 +62,19 @@ def read_create_request(request: pb.CreateLoadTestRequest) -> tuple[LoadTest, by
         spec_digest=_digest(request.spec),
     )
     return load_test, request.spec.SerializeToString()
+
+
+def read_kept_spec(content: bytes) -> tuple[LoadTestSpec, WriteMeasurement | None]:
+    """Return a spec as it was accepted, and what makes measurements of it if it names what was measured.
+
+    Raises InvalidInputError where another version of the load tester has accepted it.
+    """
+    kept = pb.LoadTestSpec.FromString(content)
+    violations: list[Violation] = []
+    spec = read_spec(kept, violations)
+    if spec is None or violations:
+        raise InvalidInputError(violations)
+    return spec, partial(write_measurement, kept) if kept.llm.name else None
 
 
 def _digest(spec: pb.LoadTestSpec) -> str:
@@ -119,7 +140,8 @@ def write_load_test(load_test: LoadTest, *, with_results: bool = True) -> pb.Loa
 
 def read_load_test(wire: pb.LoadTest) -> LoadTest:
     """Return a load test as this service, or its client, got it from this service."""
-    spec = read_spec(wire.spec, violations := [], checked=False)
+    violations: list[Violation] = []
+    spec = read_spec(wire.spec, violations, checked=False)
     if spec is None or wire.state not in _STATES_READ:
         raise PilotError(f"{wire.name} was written by another version of the load tester: {violations}")
     return LoadTest(

@@ -3,6 +3,7 @@
 Invariant: `read_event(write_event(event)) == event`, but for what a load test does not show.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -45,23 +46,9 @@ def read_event(wire: Message) -> LogEvent | None:
     """Return what happened; None: a newer version of the load tester wrote what this one does not know."""
     if not isinstance(wire, pb.LoadTestEvent):
         raise TypeError(f"expected LoadTestEvent, got {type(wire).__name__}")
-    match wire.WhichOneof("event"):
-        case "changed":
-            return Changed(load_test=read_load_test(wire.changed))
-        case "stage_started":
-            return _read_began(wire.stage_started)
-        case "records":
-            return _read_records(wire.records)
-        case "live":
-            return _read_live(wire.live)
-        case "stage_completed":
-            return StageMeasured(result=read_result(wire.stage_completed))
-        case "note":
-            return Noted(text=wire.note)
-        case "measurement_published":
-            published = wire.measurement_published
-            return MeasurementPublished(stage_index=published.stage_index, event_id=published.event_id)
-    return None
+    kind = wire.WhichOneof("event")
+    read = _READERS.get(kind or "")
+    return read(wire) if read else None
 
 
 def index_of(wire: Message) -> int:
@@ -91,9 +78,7 @@ def read_snapshot(wire: Message) -> LoadTest:
     if not isinstance(wire, pb.LoadTestSnapshot):
         raise TypeError(f"expected LoadTestSnapshot, got {type(wire).__name__}")
     load_test = read_load_test(wire.load_test)
-    return replace(
-        load_test, owner=wire.owner, cancel_requested=wire.cancel_requested, spec_digest=wire.spec_digest
-    )
+    return replace(load_test, owner=wire.owner, cancel_requested=wire.cancel_requested, spec_digest=wire.spec_digest)
 
 
 def _fields(event: RecordsCame | LiveMetrics | MeasurementPublished) -> dict[str, Any]:
@@ -127,8 +112,23 @@ def _read_records(wire: pb.RecordFrame) -> RecordsCame:
 
 
 def _read_live(wire: pb.LiveMetrics) -> LiveMetrics:
-    values = {
+    values: dict[str, Any] = {
         field.name: None if field.has_presence and not wire.HasField(field.name) else getattr(wire, field.name)  # type: ignore[arg-type]
         for field in wire.DESCRIPTOR.fields
     }
     return LiveMetrics(**values)
+
+
+def _read_published(wire: pb.MeasurementPublished) -> MeasurementPublished:
+    return MeasurementPublished(stage_index=wire.stage_index, event_id=wire.event_id)
+
+
+_READERS: Mapping[str, Callable[[pb.LoadTestEvent], LogEvent]] = {
+    "changed": lambda wire: Changed(load_test=read_load_test(wire.changed)),
+    "stage_started": lambda wire: _read_began(wire.stage_started),
+    "records": lambda wire: _read_records(wire.records),
+    "live": lambda wire: _read_live(wire.live),
+    "stage_completed": lambda wire: StageMeasured(result=read_result(wire.stage_completed)),
+    "note": lambda wire: Noted(text=wire.note),
+    "measurement_published": lambda wire: _read_published(wire.measurement_published),
+}

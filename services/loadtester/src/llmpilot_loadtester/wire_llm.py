@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from llmpilot.catalog.v1 import llm_pb2
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
@@ -9,7 +10,6 @@ from llmpilot.measurement.v1 import measurement_pb2
 from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_contracts.record_schema import STATUSES
 from llmpilot_loadtester.domain.results import LatencySummary, StageResult
-from llmpilot_loadtester.domain.spec import LoadTestSpec
 from llmpilot_perfmodel.bundled_llms import find_bundled
 from llmpilot_perfmodel.llm_config import parse_config
 from llmpilot_perfmodel.llm_spec import LlmSpec
@@ -57,7 +57,7 @@ def architecture_of(llm: llm_pb2.Llm) -> LlmSpec | None:
 
 def _read_llm_spec(wire: llm_pb2.LlmSpec) -> LlmSpec:
     optional = {field.name for field in wire.DESCRIPTOR.fields if field.has_presence}
-    values = {
+    values: dict[str, Any] = {
         name: None if name in optional and not wire.HasField(name) else getattr(wire, name)  # type: ignore[arg-type]
         for name in _SPEC_FIELDS
     }
@@ -65,7 +65,7 @@ def _read_llm_spec(wire: llm_pb2.LlmSpec) -> LlmSpec:
 
 
 def write_measurement(
-    spec: pb.LoadTestSpec, result: StageResult, *, event_id: str, simulated: bool
+    spec: pb.LoadTestSpec, result: StageResult, event_id: str, simulated: bool
 ) -> measurement_pb2.MeasurementRecorded:
     """Return the event that says what a stage of a constant number of users measured."""
     metrics, architecture = result.metrics, architecture_of(spec.llm)

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -21,6 +22,9 @@ from llmpilot_loadtester.domain.spec import Protocol, WorkloadRequests
 from llmpilot_loadtester.supervision.request_sources import SourceRequest, stage_seed
 from llmpilot_loadtester.wire_tgis import single_requests
 from llmpilot_servicekit.status import error_from_rpc
+
+if TYPE_CHECKING:
+    from llmpilot.workload.v1.workload_pb2_grpc import WorkloadServiceAsyncStub
 
 COLLECTION = "workloadModels/"
 _BATCH_SIZE = "batch_size"
@@ -92,27 +96,27 @@ class WorkloadSource:
                 return
 
     @asynccontextmanager
-    async def _stub(self) -> AsyncIterator[WorkloadServiceStub]:
+    async def _stub(self) -> AsyncIterator["WorkloadServiceAsyncStub"]:
         async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
-            yield WorkloadServiceStub(channel)  # type: ignore[no-untyped-call]
+            yield WorkloadServiceStub(channel)
 
     async def _rendered(
-        self, stub: WorkloadServiceStub, request: pb.StreamRequestsRequest
+        self, stub: "WorkloadServiceAsyncStub", request: pb.StreamRequestsRequest
     ) -> AsyncIterator[pb.RenderedRequest]:
         call = stub.StreamRequests(request)
         try:
             while True:
                 async with asyncio.timeout(self.patience.answer_seconds):
                     response = await call.read()
-                if response is grpc.aio.EOF:
-                    return
+                if not isinstance(response, pb.StreamRequestsResponse):
+                    return  # grpc.aio.EOF
                 for rendered in response.requests:
                     yield rendered
         finally:
             call.cancel()
 
     async def _written(
-        self, stub: WorkloadServiceStub, stage_index: int, served_model: str
+        self, stub: "WorkloadServiceAsyncStub", stage_index: int, served_model: str
     ) -> pb.StreamRequestsRequest:
         asked = self.requested
         name = f"{COLLECTION}{asked.workload_model.removeprefix(COLLECTION)}"
@@ -162,7 +166,7 @@ class WorkloadSource:
             return UnavailableError(str(found))
         if isinstance(found, InvalidInputError):
             return InvalidInputError(
-                Violation(f"workload.{each.field}", each.description) for each in found.violations
+                Violation(f"spec.workload.{each.field}", each.description) for each in found.violations
             )
         return found
 

@@ -44,6 +44,8 @@ _VALUE_CHOICES_READ = {wire: choice for choice, wire in VALUE_CHOICES.items()}
 _REQUEST_TIMEOUT_SECONDS, _CONNECT_TIMEOUT_SECONDS = 600.0, 10.0
 _OUTPUT_TOKENS = 128
 _PRECISION, _CONFIDENCE = 0.05, 0.95
+_FOLLOWS = {"spec.requests": "spec.synthetic", "spec.target.protocol": "spec.target.url"}
+"""What cannot be judged where another field is wrong; else: its siblings."""
 _LIMITS = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "end_to_end_ms")
 
 
@@ -55,13 +57,12 @@ def read_spec(
     Unchecked: as it was written by this service, without prompts.
     """
     found = list(_wire_violations(wire))
-    requests = _read_requests(wire)
-    if requests is None or any(each.field.endswith((".kind", ".protocol", ".requests")) for each in found):
-        violations += found
+    violations += found
+    if found and not checked:
         return None
     spec = domain.LoadTestSpec(
         target=_read_target(wire.target),
-        requests=requests,
+        requests=_read_requests(wire),
         stages=tuple(map(read_stage, wire.stages)),
         search=_read_search(wire.search) if wire.HasField("search") else None,
         service_level=read_service_level(wire.service_level),
@@ -72,14 +73,10 @@ def read_spec(
         reply_tokenizer_json=wire.reply_tokenizer_json,
     )
     if checked:
-        found += (Violation(_in_spec(each.field), each.description) for each in spec_violations(spec))
-        found += llm_violations(wire.llm, wire.gpu_profile)
-        violations += found
-    return spec
-
-
-def _in_spec(field: str) -> str:
-    return field if field.startswith("spec.") else f"spec.{field}"
+        unknown = tuple(_FOLLOWS.get(each.field, each.field.rpartition(".")[0]) for each in found)
+        violations += (each for each in spec_violations(spec) if not each.field.startswith(unknown))
+        violations += llm_violations(wire.llm, wire.gpu_profile)
+    return None if found else spec
 
 
 def _wire_violations(wire: pb.LoadTestSpec) -> Iterator[Violation]:
@@ -117,7 +114,7 @@ def _workload_violations(sampling: workload_pb2.Sampling) -> Iterator[Violation]
 def _read_target(wire: pb.Target) -> domain.Target:
     return domain.Target(
         url=wire.url,
-        protocol=_PROTOCOLS_READ[wire.protocol],
+        protocol=_PROTOCOLS_READ.get(wire.protocol, domain.Protocol.OPENAI_COMPLETIONS),
         served_model=wire.served_model,
         api_key=wire.api_key,
         headers=tuple((header.name, header.value) for header in wire.headers),
@@ -128,7 +125,7 @@ def _read_target(wire: pb.Target) -> domain.Target:
     )
 
 
-def _read_requests(wire: pb.LoadTestSpec) -> domain.Requests | None:
+def _read_requests(wire: pb.LoadTestSpec) -> domain.Requests:
     match wire.WhichOneof("requests"):
         case "workload":
             return _read_workload(wire.workload)
@@ -138,12 +135,8 @@ def _read_requests(wire: pb.LoadTestSpec) -> domain.Requests | None:
                 output_tokens=wire.prompts.output_tokens or _OUTPUT_TOKENS,
                 fixed_output_length=wire.prompts.fixed_output_length,
             )
-        case "synthetic":
-            made = wire.synthetic
-            return domain.SyntheticRequests(
-                input_tokens=made.input_tokens, output_tokens=made.output_tokens, seed=made.seed
-            )
-    return None
+    made = wire.synthetic
+    return domain.SyntheticRequests(input_tokens=made.input_tokens, output_tokens=made.output_tokens, seed=made.seed)
 
 
 def _read_workload(wire: pb.WorkloadRequests) -> domain.WorkloadRequests:
@@ -166,9 +159,9 @@ def _read_workload(wire: pb.WorkloadRequests) -> domain.WorkloadRequests:
 
 
 def read_stage(wire: pb.Stage) -> domain.Stage:
-    """Return a stage whose kind of load is known."""
+    """Return a stage; one whose kind of load is unknown as one of users."""
     load = wire.load
-    kind = _LOAD_KINDS_READ[load.kind]
+    kind = _LOAD_KINDS_READ.get(load.kind, domain.LoadKind.USERS)
     steps = (domain.UserStep(at_seconds=step.at_seconds, users_count=step.users_count) for step in load.user_steps)
     return domain.Stage(
         load=domain.Load(
@@ -187,7 +180,7 @@ def read_stage(wire: pb.Stage) -> domain.Stage:
 
 def _read_search(wire: pb.LoadSearch) -> domain.LoadSearch:
     return domain.LoadSearch(
-        kind=_LOAD_KINDS_READ[wire.kind],
+        kind=_LOAD_KINDS_READ.get(wire.kind, domain.LoadKind.USERS),
         low=wire.low,
         high=wire.high,
         precision=wire.precision or _PRECISION,
@@ -199,7 +192,7 @@ def _read_search(wire: pb.LoadSearch) -> domain.LoadSearch:
 
 def read_service_level(wire: pb.ServiceLevel) -> domain.ServiceLevel:
     """Return limits as they were sent."""
-    limits = {name: getattr(wire, name) for name in _LIMITS if wire.HasField(name)}
+    limits = {name: getattr(wire, name) for name in _LIMITS if wire.HasField(name)}  # type: ignore[arg-type]
     share = wire.share if wire.HasField("share") else domain.ServiceLevel().share
     return domain.ServiceLevel(**limits, share=share)
 

@@ -25,8 +25,8 @@ NANOS_PER_SECOND = 1e9
 def arrival_offsets(load: Load, *, seed: int, until_seconds: float | None) -> Iterator[Integers]:
     """Yield blocks of send times in nanoseconds from the start, never falling; the first request arrives at 0.
 
-    Ends with the load's `request_count` or before `until_seconds`, if there is one. Users and traces have no times here:
-    ValueError.
+    Ends with the load's `request_count` or before `until_seconds`, if there is one. ValueError: users and traces have
+    no times here.
     """
     if load.kind is LoadKind.ALL_AT_ONCE:
         yield np.zeros(load.request_count, np.int64)
@@ -62,7 +62,7 @@ def _unit_starts(load: Load, generator: np.random.Generator) -> npt.NDArray[np.f
     shape = load.burstiness if load.kind is LoadKind.GAMMA else 1.0
     gaps = generator.standard_gamma(shape, BLOCK_GAPS)
     ends = np.cumsum(gaps)
-    return np.concatenate([[0.0], ends[:-1]]) * (BLOCK_GAPS / ends[-1])
+    return np.asarray(np.concatenate([[0.0], ends[:-1]]) * (BLOCK_GAPS / ends[-1]))
 
 
 def steps_of(load: Load) -> tuple[UserStep, ...]:
@@ -85,18 +85,6 @@ def steps_of(load: Load) -> tuple[UserStep, ...]:
             for passed in range(1, abs(change) + 1)
         )
     return tuple(steps)
-
-
-def users_at(load: Load, seconds: float) -> int:
-    """Return how many users a closed load has at a moment."""
-    return max((step for step in steps_of(load) if step.at_seconds <= seconds), key=_moment, default=_NOBODY).users_count
-
-
-_NOBODY = UserStep(at_seconds=0.0, users_count=0)
-
-
-def _moment(step: UserStep) -> float:
-    return step.at_seconds
 
 
 def shares(load: Load, worker_count: int) -> list[Load]:

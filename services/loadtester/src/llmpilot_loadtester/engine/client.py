@@ -1,6 +1,6 @@
-"""What a user sends requests with: one connection to the target, and replies that nobody parses before they are needed.
+"""What a user sends requests with: one connection, and replies that nobody parses before they are needed.
 
-Invariant: whatever ends a request, be it the kill of its greenlet, it is recorded once, with what had come of its reply.
+Invariant: whatever ends a request, be it the kill of its greenlet, it is recorded once, with what came of its reply.
 """
 
 import time
@@ -35,10 +35,17 @@ class Generation:
     def reply(self) -> Reply:
         """What the protocol makes of it."""
         if self._reply is None:
-            raw = self.raw
-            received = Received(parts=raw.parts, stamps=raw.stamps, is_closed=raw.is_closed)
-            self._reply = self._adapter.read(received)
+            self._reply = self._read()
         return self._reply
+
+    def _read(self) -> Reply:
+        raw = self.raw
+        received = Received(parts=raw.parts, stamps=raw.stamps, is_closed=raw.is_closed, exchange=raw.exchange)
+        try:
+            return self._adapter.read(received)
+        except Exception as error:  # noqa: BLE001 a mistake in an adapter must not cost the record
+            said = f"the load tester cannot read the reply ({type(error).__name__}: {error}); please report it"
+            return Reply(status="malformed", error=said)
 
     @property
     def status(self) -> str:
@@ -119,10 +126,6 @@ class LlmClient:
         record(generation)
         return generation
 
-    def cancel(self) -> None:
-        """End the request under way, if there is one, as cancelled."""
-        self._connection.cancel()
-
     def close(self) -> None:
         """Give the socket back."""
         self._connection.close()
@@ -142,7 +145,7 @@ def request_body(target: Target, fields: Mapping[str, object]) -> bytes:
     Raises TypeError for TGIS, whose requests are protobuf.
     """
     if target.protocol is Protocol.TGIS:
-        raise TypeError("a request of tgis is bytes: SerializeToString() of a fmaas SingleGenerationRequest")
+        raise TypeError("a request of tgis is bytes: llmpilot_loadtester.wire_tgis.write_single_request makes one")
     if target.protocol is Protocol.TGI:
         parameters = fields.get("parameters", {})
         if not isinstance(parameters, Mapping):

@@ -18,10 +18,11 @@ from gevent.hub import Waiter, get_hub
 
 from llmpilot_loadtester.domain.spec import Target
 from llmpilot_loadtester.engine.reader import Reader
-from llmpilot_loadtester.engine.sockets import ConnectError, Dialer, OpenSocket, send_all
+from llmpilot_loadtester.engine.sockets import ConnectError, Dialer, OpenSocket, TlsLayer, send_all
 from llmpilot_loadtester.protocols.reply import Exchange, ProtocolAdapter
 
 _NANOS = 1_000_000_000
+_WRITE = 2
 _ANCILLARY_BYTES = 64
 _unpack_timespec = struct.Struct("qq").unpack
 _buffer = bytearray(256 * 1024)
@@ -51,6 +52,8 @@ class RawReply:
     """Of record_schema.STATUSES, where the network or the client ended it; the parts before it stay."""
     error: str = ""
     """Why, in a sentence."""
+    exchange: Exchange | None = None
+    """Who watched it; None: it was never sent."""
 
 
 class Connection:
@@ -69,6 +72,9 @@ class Connection:
         """What came of the last request, also where the greenlet that sent it was killed."""
         self._exchange: Exchange
         self._waiter: Waiter | None = None
+        """Of the greenlet that waits for the reply."""
+        self._sender: Waiter | None = None
+        """Of the same greenlet while the kernel does not take more of its request."""
         self._all_kernel = True
         self._unsent = bytearray()
 
@@ -108,7 +114,7 @@ class Connection:
             reply.failure, reply.error = error.status, str(error)
             return reply
         pieces = self._adapter.write(body, request_id)
-        self._exchange = self._adapter.exchange()
+        self._exchange = reply.exchange = self._adapter.exchange()
         self._waiter = Waiter()
         self._all_kernel = True
         self._reply = reply
@@ -138,36 +144,53 @@ class Connection:
         self._reader.add(opened.raw.fileno(), self._on_tls_readable if opened.tls else self._on_readable)
         if self._adapter.preface:
             try:
-                self._send([self._adapter.preface])
+                send_all(opened.raw, _encrypted(opened, self._adapter.preface))
             except OSError as error:
                 self._close()
                 raise ConnectError("disconnected", f"the server closed the new connection: {error}") from error
 
     def _send(self, pieces: Sequence[bytes]) -> None:
+        """Send the request, until it is out or has ended otherwise."""
         opened = self._socket
         if opened is None:
             return
         try:
             if opened.tls is None:
-                self._send_plain(opened.raw, pieces)
+                sent_bytes = self._send_at_once(opened.raw, pieces)
+                if sent_bytes < sum(map(len, pieces)):
+                    self._send_bit_by_bit(opened.raw, b"".join(pieces)[sent_bytes:])
             else:
-                opened.tls.session.write(b"".join(pieces))
-                send_all(opened.raw, opened.tls.outgoing.read())
+                self._send_bit_by_bit(opened.raw, _encrypted(opened, b"".join(pieces)))
         except OSError as error:
-            if self._reply is None:
-                raise
             # The server may have answered before it closed (413): what it said is still to be read.
             self._read_what_is_left()
             self._fail("disconnected", f"the server closed the connection while the request was sent: {error}")
 
-    def _send_plain(self, raw: _socket.socket, pieces: Sequence[bytes]) -> None:
-        sent_bytes = 0
+    def _send_at_once(self, raw: _socket.socket, pieces: Sequence[bytes]) -> int:
         try:
-            sent_bytes = raw.sendmsg(pieces)
+            return raw.sendmsg(pieces)
         except BlockingIOError:
-            socket.wait_write(raw.fileno())
-        if sent_bytes < sum(map(len, pieces)):
-            send_all(raw, b"".join(pieces)[sent_bytes:])
+            return 0
+
+    def _send_bit_by_bit(self, raw: _socket.socket, data: bytes) -> None:
+        view = memoryview(data)
+        while view and self._reply is not None:
+            try:
+                view = view[raw.send(view) :]
+            except BlockingIOError:
+                self._wait_writable(raw)
+
+    def _wait_writable(self, raw: _socket.socket) -> None:
+        """Wait until the kernel takes more, or the request has ended."""
+        watcher = get_hub().loop.io(raw.fileno(), _WRITE)
+        self._sender = Waiter()
+        watcher.start(self._sender.switch, None)
+        try:
+            self._sender.get()
+        finally:
+            watcher.stop()
+            watcher.close()
+            self._sender = None
 
     def _read_what_is_left(self) -> None:
         for _ in range(_MOST_LEFT_READS):
@@ -213,13 +236,16 @@ class Connection:
             tls.incoming.write(memoryview(_buffer)[:size])
             while part := tls.session.read(len(_buffer)):
                 self._take(part, stamp, is_kernel=bool(ancillary))
-                if self._socket is None:
+                if not self._has(tls):
                     return
             self._on_closed()  # TLS said goodbye
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
             return
         except OSError as error:
             self._on_broken(error)
+
+    def _has(self, tls: TlsLayer) -> bool:
+        return self._socket is not None and self._socket.tls is tls
 
     def _take(self, part: bytes, stamp: int, *, is_kernel: bool) -> None:
         reply = self._reply
@@ -251,9 +277,7 @@ class Connection:
         opened = self._socket
         if opened is None:
             return
-        if opened.tls is not None:
-            opened.tls.session.write(data)
-            data = opened.tls.outgoing.read()
+        data = _encrypted(opened, data)
         if self._unsent:
             self._unsent += data
             return
@@ -307,16 +331,24 @@ class Connection:
         self._reader.stream_count -= 1
         reply.end_nanos = max(end_nanos, reply.send_nanos)
         reply.stamp_source = "kernel" if reply.parts and self._all_kernel else "user_space"
-        if self._waiter is None:
-            return
         hub = get_hub()
-        if gevent.getcurrent() is hub:
-            self._waiter.switch(None)
-        else:
-            hub.loop.run_callback(self._waiter.switch, None)
+        for waiter in (self._sender, self._waiter):
+            if waiter is None:
+                continue
+            if gevent.getcurrent() is hub:
+                waiter.switch(None)
+            else:
+                hub.loop.run_callback(waiter.switch, None)
 
     def _close(self) -> None:
         opened, self._socket = self._socket, None
         if opened is not None:
             self._reader.remove(opened.raw.fileno())
             opened.raw.close()
+
+
+def _encrypted(opened: OpenSocket, data: bytes) -> bytes:
+    if opened.tls is None:
+        return data
+    opened.tls.session.write(data)
+    return opened.tls.outgoing.read()

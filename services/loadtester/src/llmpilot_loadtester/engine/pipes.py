@@ -110,7 +110,7 @@ class Outbox:
             self._waiting.clear()
         self._watch(bool(self._waiting))
 
-    def _watch(self, wanted: bool) -> None:  # noqa: FBT001
+    def _watch(self, wanted: bool) -> None:
         if wanted and not self._is_watching:
             self._empty.clear()
             self._watcher.start(self._write)

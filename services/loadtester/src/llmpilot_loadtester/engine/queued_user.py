@@ -25,12 +25,10 @@ class QueuedUser(User):
 
     abstract = True
     stage: RunningStage
-    """Set by `users_of`."""
-    indices: "UserIndices"
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        self.index = self.indices.take(self)
+        self.index = self.stage.users.take(self)
         self._client = self.stage.open_client()
         self._is_sending = False
         self._has_begun = False
@@ -49,9 +47,7 @@ class QueuedUser(User):
         """Send the next request; after a failure, wait before another one."""
         request = self.stage.take_request()
         self._is_sending = True
-        generation = self.stage.send(
-            self._client, request, scheduled_nanos=self._free_nanos, user_index=self.index
-        )
+        generation = self.stage.send(self._client, request, scheduled_nanos=self._free_nanos, user_index=self.index)
         self._is_sending = False
         pause_seconds = self._pause_after(generation)
         if pause_seconds:
@@ -62,16 +58,12 @@ class QueuedUser(User):
 
     def leave(self) -> None:
         """Stop after the request under way; at once without one."""
-        if self.index in self.indices.users:
-            self.indices.give_back(self.index)
-            self.stop(force=not self._is_sending)
-
-    def wait(self) -> None:
-        """Users of a closed loop do not think."""
+        self.stage.users.give_back(self.index)
+        self.stop(force=not self._is_sending)
 
     def on_stop(self) -> None:
         """Give everything back."""
-        self.indices.give_back(self.index)
+        self.stage.users.give_back(self.index)
         self.stage.close_client(self._client)
         if self._has_begun:
             self.stage.users_count -= 1
@@ -91,21 +83,11 @@ class QueuedUser(User):
         return self._pause_seconds if asked_seconds is None else min(asked_seconds, _LONGEST_OBEYED_SECONDS)
 
 
-class UserIndices:
-    """Numbers of users: the lowest one that is free."""
+def queued_user_of(stage: RunningStage) -> type[QueuedUser]:
+    """Return the class of the users of one stage."""
 
-    def __init__(self, first: int) -> None:
-        self.users: dict[int, QueuedUser] = {}
-        self._first = first
+    class StageUser(QueuedUser):
+        abstract = False
 
-    def take(self, user: QueuedUser) -> int:
-        """Return the number of a new user."""
-        index = self._first
-        while index in self.users:
-            index += 1
-        self.users[index] = user
-        return index
-
-    def give_back(self, index: int) -> None:
-        """Make a number free."""
-        self.users.pop(index, None)
+    StageUser.stage = stage
+    return StageUser

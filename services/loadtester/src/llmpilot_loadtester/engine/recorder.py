@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import gevent
 import numpy as np
@@ -19,7 +20,6 @@ from llmpilot_contracts.record_schema import FINISH_REASONS, STAMP_SOURCES, STAT
 from llmpilot_loadtester.domain.record_frames import pack_records
 from llmpilot_loadtester.domain.records import REQUEST_COLUMNS, UNKNOWN, RecordBatch
 from llmpilot_loadtester.engine.client import Generation
-from llmpilot_loadtester.protocols.reply import Reply
 
 BACKLOG_BYTES = 64 * 1024 * 1024
 """Of replies that wait; more than that is parsed at once."""
@@ -42,6 +42,8 @@ class EndedRequest:
     input_tokens: int
     """-1: unknown."""
     generation: Generation
+    context: Any = None
+    """Of whoever wants to know when it was parsed."""
     added_seconds: float = 0.0
     """Of time.monotonic."""
     size_bytes: int = 0

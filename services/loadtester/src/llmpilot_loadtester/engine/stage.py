@@ -3,8 +3,10 @@
 Invariant: a request that was taken is recorded once, and when the stage has ended nothing of it is under way.
 """
 
+import heapq
 import time
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import gevent
 from gevent.pool import Group
@@ -41,6 +43,45 @@ class RequestQueue:
         return self._waiting.get(), was_empty
 
 
+class StageUser(Protocol):
+    """A Locust user of a stage."""
+
+    @property
+    def greenlet(self) -> Any:
+        """What it runs in."""
+
+    def leave(self) -> None:
+        """Stop after the request under way; at once without one."""
+
+
+class UserIndices:
+    """The users of a stage that have not been asked to leave, by number: a new one gets the lowest that is free."""
+
+    def __init__(self, first: int) -> None:
+        self.by_index: dict[int, StageUser] = {}
+        self._free: list[int] = []
+        self._next = first
+
+    def take(self, user: StageUser) -> int:
+        """Return the number of a new user."""
+        if self._free:
+            index = heapq.heappop(self._free)
+        else:
+            index = self._next
+            self._next += 1
+        self.by_index[index] = user
+        return index
+
+    def give_back(self, index: int) -> None:
+        """Make a number free; nothing happens the second time."""
+        if self.by_index.pop(index, None) is not None:
+            heapq.heappush(self._free, index)
+
+    def highest(self, count: int) -> list[StageUser]:
+        """Return the users with the highest numbers."""
+        return [self.by_index[index] for index in sorted(self.by_index, reverse=True)[:count]]
+
+
 class RunningStage:
     """A stage, from its order to its end."""
 
@@ -54,6 +95,7 @@ class RunningStage:
     ) -> None:
         self.order = order
         self.queue = queue
+        self.users = UserIndices(order.first_user_index)
         self.users_count = 0
         """Users that have begun and not left."""
         self.flying = Group()
@@ -123,11 +165,6 @@ class RunningStage:
             queued_count=len(self.queue),
             health=self._health.snapshot(),
         )
-
-    def cut_off(self) -> None:
-        """End every request under way as cancelled."""
-        for client in list(self._clients):
-            client.cancel()
 
     def close(self) -> None:
         """Give every connection back; nobody may send any more."""

@@ -45,7 +45,7 @@ def _row(facts: RunFacts, report: StageReport) -> dict[str, Cell]:
     }
 
 
-def _truth(value: bool | None) -> str | None:  # noqa: FBT001 a cell, not an option
+def _truth(value: bool | None) -> str | None:
     return None if value is None else str(value).lower()
 
 

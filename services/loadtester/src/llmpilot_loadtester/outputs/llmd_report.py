@@ -1,8 +1,8 @@
-"""A stage as an llm-d benchmark report, schema v0.2.1 (github.com/llm-d/llm-d-benchmark, package llmd-benchmark-report).
+"""A stage as an llm-d benchmark report, schema v0.2.1.
 
-The schema forbids names of its own, so what it has no place for (limits, verdict, intervals) goes under `scenario.load`:
-`metadata.description` and `native.config`. Latencies are in seconds there. Invariant: a statistic without a mean is left
-out, as the schema asks for one.
+The schema forbids names that are not its own, so what it has no place for (the verdict, where counts and stamps come
+from) goes under `scenario.load.native.config`. Latencies are in seconds. Invariant: a statistic without a mean is left
+out, as the schema asks for one. Source: github.com/llm-d/llm-d-benchmark, Python package llmd-benchmark-report.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,21 +3,21 @@
 from datetime import UTC, datetime
 
 NOTHING = "–"
+_WHOLE_FROM = 100
+_TEN = 10
+_DECIMALS = 2
 
 
 def shown(value: float | None, unit: str = "") -> str:
     """Return three significant digits, whole numbers from 100 on with thousands apart."""
     if value is None:
         return NOTHING
-    size = abs(value)
-    if value == round(value) and size < 100:  # noqa: PLR2004 the digits of the docstring
-        text = f"{value:.0f}"
-    elif size >= 100:  # noqa: PLR2004
-        text = f"{value:,.0f}"
-    elif size >= 10:  # noqa: PLR2004
-        text = f"{value:.1f}"
+    rounded = value if abs(value) >= _WHOLE_FROM else float(f"{value:.3g}")
+    size = abs(rounded)
+    if size >= _WHOLE_FROM or value == round(value):
+        text = f"{rounded:,.0f}"
     else:
-        text = f"{value:.2f}" if size >= 1 else f"{value:.3g}"
+        text = f"{rounded:.3g}" if size < 1 else f"{rounded:.{_DECIMALS - (size >= _TEN)}f}"
     return f"{text} {unit}" if unit else text
 
 

@@ -1,7 +1,7 @@
 """Line charts as SVG text that goes into a page: no library, no script, colours by CSS class.
 
-Invariant: every text in a chart is escaped, and a chart of nothing is an empty text. Classes c0, c1 ... are the series',
-`grid`, `axis` and `window` what their names say; the page gives them colours, so that it may be dark or light.
+Invariant: every text in a chart is escaped, and a chart of nothing is an empty text. Classes c0, c1 ... are of series,
+`grid`, `axis` and `window` of what their names say; the page gives them colours, so that it may be dark or light.
 """
 
 import math
@@ -19,7 +19,7 @@ Values = npt.NDArray[np.float64]
 WIDTH, HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 18, 14, 44
 _TICK_COUNT = 5
-_LOG_RATIO = 30
+_LOG_RATIO = 20
 """A positive axis whose values span more is logarithmic, if it may."""
 _POINT_RADIUS = 4.5
 _ROOM = 0.06
@@ -70,9 +70,7 @@ class _Scale:
             return _linear_ticks(self.low, self.high)
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         steps = (1, 2, 5) if self.high / self.low < 10**3 else (1,)
-        return [
-            tick for decade in decades for step in steps if self.low <= (tick := step * 10.0**decade) <= self.high
-        ]
+        return [tick for decade in decades for step in steps if self.low <= (tick := step * 10.0**decade) <= self.high]
 
 
 def line_chart(
@@ -84,8 +82,9 @@ def line_chart(
         return ""
     x = _scale(x_axis, np.concatenate([line.x for line in finite]), _LEFT, WIDTH - _RIGHT)
     y = _scale(y_axis, np.concatenate([line.y for line in finite]), HEIGHT - _BOTTOM, _TOP)
+    name = escape(f"{y_axis.label} by {x_axis.label}")
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_axis.label)} by {escape(x_axis.label)}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">',
         *_shade(window, x),
         *_axes(x_axis, y_axis, x, y),
     ]
@@ -133,11 +132,11 @@ def _axes(x_axis: Axis, y_axis: Axis, x: _Scale, y: _Scale) -> list[str]:
     for tick in y.ticks():
         at = float(y.at(np.array([tick]))[0])
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{shown(tick)}</text>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{tick:,.10g}</text>')
     for tick in x.ticks():
         at = float(x.at(np.array([tick]))[0])
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{shown(tick)}</text>')
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{tick:,.10g}</text>')
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
     return [
         *parts,

@@ -137,7 +137,7 @@ def read_records(path: Path) -> RecordsFile:
         content = (file.metadata.metadata or {}).get(METADATA_KEY)
         if content is None:
             problems.append(f"metadata {METADATA_KEY.decode()!r} is missing; no load test wrote it")
-        if problems:
+        if problems or content is None:
             raise InvalidInputError(Violation(str(path), problem) for problem in problems)
         facts = _decoded(path, content)
         if len(facts.stages) != file.num_row_groups:
@@ -167,7 +167,7 @@ def _decoded(path: Path, content: bytes) -> RunFacts:
 
 def _same_kind(actual: pa.DataType, wanted: pa.DataType) -> bool:
     if pa.types.is_list(wanted):
-        return pa.types.is_list(actual) and actual.value_type == wanted.value_type
+        return bool(pa.types.is_list(actual) and actual.value_type == wanted.value_type)
     return bool(actual == wanted)
 
 
@@ -228,9 +228,9 @@ def _batch(path: Path, table: pa.Table) -> RecordBatch:
     problems = []
     if not np.array_equal(starts, _offsets(counts)):
         problems.append("chunk_token_counts: must have an entry for every chunk time")
-    for name in SCHEMA.names:
-        if table[name].null_count and not SCHEMA.field(name).nullable:
-            problems.append(f"{name}: must not be empty")
+    problems += [
+        f"{field.name}: must not be empty" for field in SCHEMA if table[field.name].null_count and not field.nullable
+    ]
     codes = {}
     for name, words in _CODED.items():
         codes[name], problem = _codes(table[name], words)

@@ -6,7 +6,6 @@ Invariant: every file is written whole or not at all, and follows from the recor
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from llmpilot_loadtester.domain.records import RecordBatch
@@ -21,17 +20,8 @@ from llmpilot_loadtester.outputs.stage_report import StageReport, stage_reports
 from llmpilot_loadtester.outputs.vllm_json import vllm_result
 from llmpilot_servicekit.file_output import make_folder, write_whole
 
-
-class ReportFormat(StrEnum):
-    """What can be written."""
-
-    HTML = "html"
-    JSON = "json"
-    CSV = "csv"
-    LLM_D = "llm-d"
-
-
-ALL_FORMATS = tuple(ReportFormat)
+FORMATS = ("html", "json", "csv", "llm-d")
+"""What can be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,44 +35,42 @@ class WrittenReports:
 def write_reports(
     file: RecordsFile,
     folder: Path,
-    formats: Collection[ReportFormat] = ALL_FORMATS,
+    formats: Collection[str] = FORMATS,
     service_level: ServiceLevel | None = None,
-) -> WrittenReports:
+) -> list[Path]:
     """Write reports into a folder, which is made if there is none; raises PreconditionError.
 
     `service_level` takes the place of the limits in the records file.
     """
+    return list(reported(file, folder, formats, service_level).paths)
+
+
+def reported(
+    file: RecordsFile, folder: Path, formats: Collection[str], service_level: ServiceLevel | None
+) -> WrittenReports:
+    """Write reports as `write_reports` does, and give the results, too."""
     make_folder(folder)
     facts = with_service_level(file.facts, service_level)
     paths: list[Path] = []
     reports: list[StageReport] = []
-    for report, records in stage_reports(file, service_level):
+    for position, (report, records) in enumerate(stage_reports(file, service_level)):
         reports.append(report)
-        for name, text in _stage_texts(facts, report, records, formats):
-            paths.append(_written(folder / f"{_stem(report, reports)}{name}", text))
-    if ReportFormat.CSV in formats:
+        for suffix, text in _stage_texts(facts, report, records, formats):
+            paths.append(_written(folder / f"stage-{position:02d}{suffix}", text))
+    if "csv" in formats:
         paths.append(_written(folder / "stages.csv", csv_table(facts, reports)))
-    if ReportFormat.HTML in formats:
+    if "html" in formats:
         paths.append(_written(folder / "report.html", html_report(facts, reports)))
     return WrittenReports(paths=tuple(paths), results=tuple(report.result for report in reports))
 
 
-def _stem(report: StageReport, reports: list[StageReport]) -> str:
-    """Name a stage's files: its number, and the LLM and GPU profile if another one has that number, too."""
-    twins = [other for other in reports if other.facts.stage_index == report.facts.stage_index]
-    stem = f"stage-{report.facts.stage_index:02d}"
-    if len(twins) == 1:
-        return stem
-    return f"{stem}-{report.facts.llm}-{report.facts.gpu_profile}".replace("/", "__")
-
-
 def _stage_texts(
-    facts: RunFacts, report: StageReport, records: RecordBatch, formats: Collection[ReportFormat]
+    facts: RunFacts, report: StageReport, records: RecordBatch, formats: Collection[str]
 ) -> list[tuple[str, str]]:
     texts = []
-    if ReportFormat.JSON in formats:
+    if "json" in formats:
         texts.append((".vllm.json", json.dumps(vllm_result(facts, report, records), allow_nan=False)))
-    if ReportFormat.LLM_D in formats:
+    if "llm-d" in formats:
         texts.append((".llm-d.yaml", llmd_report(facts, report, records)))
     return texts
 

@@ -5,7 +5,7 @@ given away.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from llmpilot_loadtester.domain.results import Verdict
@@ -62,7 +62,7 @@ class RunFacts:
     requests: str = ""
     """What was sent, in words."""
     seed: int = 0
-    service_level: ServiceLevel = ServiceLevel()
+    service_level: ServiceLevel = field(default_factory=ServiceLevel)
     tool_version: str = ""
     created_unix_nanos: int = 0
     notes: tuple[str, ...] = ()
@@ -72,10 +72,17 @@ class RunFacts:
 
 
 def facts_of_spec(
-    spec: LoadTestSpec, *, tool_version: str, created_unix_nanos: int, served_model: str = "", simulated: bool = False
+    spec: LoadTestSpec,
+    *,
+    tool_version: str,
+    created_unix_nanos: int,
+    name: str = "",
+    served_model: str = "",
+    simulated: bool = False,
 ) -> RunFacts:
     """Return what a spec says of its load test, without stages."""
     return RunFacts(
+        name=name,
         target_url=public_url(spec.target.url),
         protocol=spec.target.protocol.value,
         served_model=served_model or spec.target.served_model,
@@ -97,9 +104,7 @@ def public_url(url: str) -> str:
 def words_of(requests: Requests) -> str:
     """Say what is sent."""
     if isinstance(requests, SyntheticRequests):
-        return (
-            f"synthetic: {requests.input_tokens} tokens in, {requests.output_tokens} out; seed {requests.seed}"
-        )
+        return f"synthetic: {requests.input_tokens} tokens in, {requests.output_tokens} out; seed {requests.seed}"
     if isinstance(requests, PromptRequests):
         return f"prompts of a file, replies of up to {requests.output_tokens} tokens where a line does not say it"
     words = [f"workload {requests.workload_model}, seed {requests.seed}"]

@@ -94,6 +94,7 @@ def _last(records: RecordBatch) -> int:
 
 def _mean_in_flight(records: RecordBatch, edges: Values) -> Values:
     """Time under way before each edge is linear between sends and ends: the mean over a bin is exact."""
+
     def under_way_before(edge_times: Values, moments: Integers) -> Values:
         ordered = np.sort(moments)
         sums = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])

@@ -1,9 +1,10 @@
 """The result of a stage in the words of `vllm bench serve --save-result --save-detailed`.
 
 One JSON object, so one file, per stage, as vLLM writes one per run: whatever reads vLLM's reads these. The names are
-those of vllm/benchmarks/serve.py (0.1x of 2026); `itls` are gaps between chunks there, so they are here, and the figures
-`*_itl_ms` belong to them. Invariant: every name that vLLM always writes for text generation is there; what nobody
-reported is null, where vLLM writes 0.
+those of vllm/benchmarks/serve.py (2026); `itls` are gaps between chunks there, so they are here, and the figures
+`*_itl_ms` belong to them. Rates are of what came in the window, not totals by its length: its requests may end later.
+Invariant: every name that vLLM always writes for text generation is there; what nobody reported is null, where vLLM
+writes 0.
 """
 
 from dataclasses import dataclass

@@ -97,9 +97,14 @@ class HttpAdapter:
         self._head = request_head("POST", target, path, accept="text/event-stream").removesuffix(b"\r\n")
         self._read = read
 
+    def renew(self) -> None:
+        """Do nothing: requests of HTTP/1.1 know nothing of those before."""
+
     def write(self, body: bytes, request_id: str) -> Sequence[bytes]:
         """Return a request in one piece, so that it can leave in one."""
-        return (b"%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n%b" % (self._head, request_id.encode(), len(body), body),)
+        return (
+            b"%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n%b" % (self._head, request_id.encode(), len(body), body),
+        )
 
     def exchange(self) -> Exchange:
         """Begin to watch a reply."""
@@ -163,7 +168,7 @@ def endpoint_path(url: str, endpoint: str) -> str:
     path = quote(split.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
     query = f"?{split.query}" if split.query else ""
     first, _, rest = endpoint.removeprefix("/").partition("/")
-    if path.endswith(endpoint):
+    if path.endswith((endpoint, f"/{rest or first}")):
         return path + query
     if rest and path.endswith(f"/{first}"):
         return f"{path}/{rest}{query}"

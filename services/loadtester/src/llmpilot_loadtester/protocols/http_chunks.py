@@ -31,25 +31,29 @@ def walk_chunks(data: bytes, at: int) -> ChunkWalk:
     sizes: list[int] = []
     length = len(data)
     find = data.find
+    problem = ""
     while at < length:
         line_end = find(b"\r\n", at, at + LARGEST_LINE_BYTES)
         if line_end < 0:
             problem = "a chunk without a size" if length - at >= LARGEST_LINE_BYTES else ""
-            return ChunkWalk(starts=starts, sizes=sizes, next_at=at, problem=problem)
-        size = _size(data[at:line_end])
-        start = line_end + 2
+            break
+        try:
+            size = int(data[at:line_end], 16)
+        except ValueError:
+            size = _size_before_extensions(data[at:line_end])
         if size <= 0:
-            if size < 0:
-                problem = f"a chunk of size {data[at:line_end][:30]!r}"
-                return ChunkWalk(starts=starts, sizes=sizes, next_at=at, problem=problem)
-            return _walk_trailers(data, at, line_end, starts, sizes)
-        end = start + size
-        if data[end : end + 2] != b"\r\n"[: max(length - end, 0)]:
-            return ChunkWalk(starts=starts, sizes=sizes, next_at=at, problem="a chunk that is not as long as it says")
-        starts.append(start)
+            if size == 0:
+                return _walk_trailers(data, at, line_end, starts, sizes)
+            problem = f"a chunk of size {data[at:line_end][:30]!r}"
+            break
+        end = line_end + 2 + size
+        if data[end : end + 2] != b"\r\n" and data[end:] not in (b"", b"\r"):
+            problem = "a chunk that is not as long as it says"
+            break
+        starts.append(line_end + 2)
         sizes.append(size)
         at = end + 2
-    return ChunkWalk(starts=starts, sizes=sizes, next_at=at)
+    return ChunkWalk(starts=starts, sizes=sizes, next_at=at, problem=problem)
 
 
 def _walk_trailers(data: bytes, at: int, line_end: int, starts: list[int], sizes: list[int]) -> ChunkWalk:
@@ -61,12 +65,8 @@ def _walk_trailers(data: bytes, at: int, line_end: int, starts: list[int], sizes
     return ChunkWalk(starts=starts, sizes=sizes, next_at=at, problem=problem)
 
 
-def _size(line: bytes) -> int:
+def _size_before_extensions(line: bytes) -> int:
     """Return the size in a chunk's first line; -1: there is none."""
-    try:
-        return int(line, 16)
-    except ValueError:
-        pass
     try:
         return int(line.partition(b";")[0], 16)
     except ValueError:

@@ -1,6 +1,6 @@
 """A reply over HTTP/1.1 after the fact: its head, its body in one piece, and which part brought each byte of it.
 
-Invariant: the body and everything that is said of it depend on the bytes alone; only `parts_of` knows how they were cut.
+Invariant: the body and all that is said of it depend on the bytes alone; only `parts_of` knows how they were cut.
 """
 
 from collections.abc import Sequence

@@ -58,7 +58,7 @@ class Reply:
 class CountTokens(Protocol):
     """Counts the tokens of text parts that belong together."""
 
-    def __call__(self, parts: Sequence[str]) -> Sequence[int]:
+    def __call__(self, parts: Sequence[str], /) -> Sequence[int]:
         """Return how many tokens end in each part; their sum is the count of the whole text."""
 
 
@@ -79,6 +79,9 @@ class ProtocolAdapter(Protocol):
 
     preface: bytes
     """What a new connection begins with (HTTP/2); else nothing."""
+
+    def renew(self) -> None:
+        """Forget the connection: what is written next goes over a new one, after the preface."""
 
     def write(self, body: bytes, request_id: str) -> Sequence[bytes]:
         """Return the bytes of a request, to be sent one after another."""

@@ -33,35 +33,30 @@ def cut_events(body: bytes, *, is_whole: bool) -> Events:
     if b"\r" in body:
         found = list(_EMPTY_LINE.finditer(body))
         ends = [match.end() for match in found]
-        blocks = [
-            body[start : match.start()] for start, match in zip([0, *ends], found, strict=False)
-        ]
+        blocks = [body[start : match.start()] for start, match in zip([0, *ends], found, strict=False)]
         rest = body[ends[-1] :] if ends else body
+        are_lines = False
     else:
         *blocks, rest = body.split(b"\n\n")
         ends = [end + 2 * number for number, end in enumerate(accumulate(map(len, blocks)), 1)]
+        are_lines = body.count(b"\n") == 2 * len(blocks)
     if rest and is_whole:
         blocks.append(rest)
         ends.append(len(body))
-    return _read_blocks(blocks, ends)
+    return _read_blocks(blocks, ends, are_lines=are_lines)
 
 
-def _read_blocks(blocks: Sequence[bytes], ends: Sequence[int]) -> Events:
+def _read_blocks(blocks: Sequence[bytes], ends: Sequence[int], *, are_lines: bool) -> Events:
+    """are_lines: whether every block is one line, as nearly always; then none need be searched for lines."""
     names: dict[int, str] = {}
-    data = [
-        block[5:] if block.startswith(b"data:") and b"\n" not in block and b"\r" not in block else b"\n"
-        for block in blocks
-    ]
-    if b"\n" in data:
-        for index, block in enumerate(blocks):
-            if data[index] == b"\n":
-                data[index], name = _read_block(block)
-                if name not in ("", "message"):
-                    names[index] = name
+    if are_lines and all(block.startswith(b"data:") for block in blocks):
+        data = [block[5:] for block in blocks]
+    else:
+        read = [_read_block(block) for block in blocks]
+        data = [content for content, _ in read]
+        names = {index: name for index, (_, name) in enumerate(read) if name not in ("", "message")}
     problem = ""
-    if any(len(block) > LARGEST_LINE_BYTES for block in blocks) and any(
-        len(line) > LARGEST_LINE_BYTES for block in blocks for line in _LINE_END.split(block)
-    ):
+    if ends and ends[-1] > LARGEST_LINE_BYTES and any(map(_has_large_line, blocks)):
         problem = f"a line of more than {LARGEST_LINE_BYTES:,} bytes"
     return Events(data=data, ends=ends, names=names, problem=problem)
 
@@ -77,4 +72,11 @@ def _read_block(block: bytes) -> tuple[bytes, str]:
             data.append(value)
         elif field == b"event":
             name = value
+        elif field == b"error":  # llama.cpp's server has said so, which is not of the standard
+            name = field
+            data.append(value)
     return b"\n".join(data), name.decode("utf-8", "replace")
+
+
+def _has_large_line(block: bytes) -> bool:
+    return len(block) > LARGEST_LINE_BYTES and any(len(line) > LARGEST_LINE_BYTES for line in _LINE_END.split(block))

@@ -113,6 +113,11 @@ class RequestFeed:
         self._room = asyncio.Event()
         self._primed = asyncio.Event()
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Of requests that were read and not yet given to a worker."""
+        return sum(buffer.bytes for buffer in self._buffers)
+
     async def primed(self) -> None:
         """Wait until as much was read as the workers take before the start, or everything."""
         await self._primed.wait()
@@ -140,6 +145,8 @@ class RequestFeed:
                     break
                 if limit is not None and self._read_count >= limit:
                     break
+                if not self._read_count % _MESSAGE_COUNT:
+                    await asyncio.sleep(0)  # a source that never waits
                 while self._is_far_ahead():
                     self._primed.set()
                     self._room.clear()
@@ -162,6 +169,7 @@ class RequestFeed:
                 break
             else:
                 await lane.changed.wait()
+        self._wake()  # lanes that share the buffer have come to its end, too
         await send(pack_message(Kind.NO_MORE_REQUESTS))
         lane.has_all = True
 
@@ -196,12 +204,12 @@ class RequestFeed:
     def _is_far_ahead(self) -> bool:
         if self._is_all_at_once:
             return False  # all must be there when it begins
-        if sum(buffer.bytes for buffer in self._buffers) >= _BUFFERED_BYTES:
+        if self.buffered_bytes >= _BUFFERED_BYTES:
             return True
         if self._load.is_closed:
             wanted = sum(lane.target_count for lane in self._lanes)
             return len(self._buffers[0].requests) >= wanted
-        return self._last_offset_nanos > self._elapsed_nanos() + 2 * AHEAD_NANOS
+        return self._last_offset_nanos > self._elapsed_nanos() + AHEAD_NANOS
 
     def _elapsed_nanos(self) -> int:
         return 0 if self._start_nanos is None else max(time.time_ns() - self._start_nanos, 0)

@@ -5,16 +5,17 @@ run again sends the same ones.
 """
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_contracts.errors import PreconditionError
 from llmpilot_loadtester.domain.spec import PromptRequests, SyntheticRequests
-
-BodyWriter = Callable[..., bytes]
+from llmpilot_loadtester.domain.spec import Protocol as ServerProtocol
+from llmpilot_loadtester.protocols.bodies import body_for
+from llmpilot_loadtester.wire_tgis import write_single_request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +50,26 @@ class PromptSource:
     """The prompts of the client, in order, again from the first when they run out."""
 
     requested: PromptRequests
-    protocol: Protocol_
+    protocol: ServerProtocol
 
     async def requests(self, stage_index: int, served_model: str) -> AsyncIterator[SourceRequest]:  # noqa: ARG002
         """Yield the same requests in every stage."""
-        lines = [line for line in self.requested.jsonl.splitlines() if line.strip()]
+        lines = [line for line in self.requested.jsonl.split(b"\n") if line.strip()]
         while lines:
             for line in lines:
                 yield self._request(json.loads(line), served_model)
 
     def _request(self, line: Mapping[str, object], served_model: str) -> SourceRequest:
         if "body" in line:
+            if self.protocol is ServerProtocol.TGIS:
+                raise PreconditionError(
+                    'TGIS takes no "body", as its requests are no JSON: give a "prompt" in each line'
+                )
             return SourceRequest(
                 body=json.dumps(line["body"], ensure_ascii=False, separators=(",", ":")).encode(),
                 input_tokens=_count(line, "input_tokens", -1),
             )
-        body = body_for(
+        body = _body(
             self.protocol,
             served_model=served_model,
             prompt=str(line["prompt"]),
@@ -72,6 +77,20 @@ class PromptSource:
             fixed_output_length=self.requested.fixed_output_length,
         )
         return SourceRequest(body=body, input_tokens=_count(line, "input_tokens", -1))
+
+
+def _body(
+    protocol: ServerProtocol, *, prompt: str, served_model: str, output_tokens: int, fixed_output_length: bool
+) -> bytes:
+    if protocol is ServerProtocol.TGIS:
+        return write_single_request(prompt, output_tokens=output_tokens, fixed_output_length=fixed_output_length)
+    return body_for(
+        protocol,
+        prompt=prompt,
+        served_model=served_model,
+        output_tokens=output_tokens,
+        fixed_output_length=fixed_output_length,
+    )
 
 
 def _count(line: Mapping[str, object], name: str, default: int) -> int:
@@ -84,12 +103,12 @@ class SyntheticSource:
     """Prompts of random common words, about a token each; every reply has its full length."""
 
     requested: SyntheticRequests
-    protocol: Protocol_
+    protocol: ServerProtocol
 
     async def requests(self, stage_index: int, served_model: str) -> AsyncIterator[SourceRequest]:
         """Yield requests whose prompts differ from those of every other request and stage within the first words."""
         for prompt in synthetic_prompts(self.requested, stage_index):
-            body = body_for(
+            body = _body(
                 self.protocol,
                 served_model=served_model,
                 prompt=prompt,
@@ -117,7 +136,7 @@ def synthetic_prompts(requested: SyntheticRequests, stage_index: int) -> Iterato
 
 _STAGE_BITS = 24
 _NUMBER_BITS = 40
-WORDS = (
+_WORDS = (
     "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but "
     "not what all were we when your can said there use an each which she do how their if will up other about out many "
     "then them these so some her would make like him into time has look two more write go see number no way could "
@@ -130,5 +149,6 @@ WORDS = (
     "below country plant last school father keep tree never start city earth eye light thought head under story saw "
     "left don few while along might close something seem next hard open example begin life always those both paper "
     "together got group often run important until children side feet car mile night walk"
-).split()
+)
+WORDS = tuple(_WORDS.split())
 """256 words that are one token each in common vocabularies."""

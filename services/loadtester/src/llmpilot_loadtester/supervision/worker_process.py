@@ -27,7 +27,6 @@ _TAIL_BYTES = 16_384
 _TAIL_LINES = 20
 _SECOND_LOOK_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 1.0
-_CLOSED = "closed its pipe"
 
 
 class WorkerDiedError(Exception):
@@ -78,6 +77,11 @@ class WorkerProcess:
         """Whether its process has not ended, as far as known."""
         return self._process.returncode is None
 
+    @property
+    def last_lines(self) -> list[str]:
+        """The last of what it wrote to its standard error."""
+        return self._tail.decode(errors="replace").splitlines()[-_TAIL_LINES:]
+
     async def send(self, message: bytes) -> None:
         """Write a message; waits while the worker reads slower. Says nothing if the worker is gone: `receive` does.
 
@@ -94,25 +98,22 @@ class WorkerProcess:
         """
         messages: list[tuple[Kind, bytes]] = []
         while not messages:
-            if self._cause:
+            data = await self._read(limit_seconds)
+            if not data:
                 raise await self._died()
-            if data := await self._read(limit_seconds):
-                self._take(data, messages)
-            else:
-                self._cause = self._cause or _CLOSED
+            self._take(data, messages)
         return messages
 
     def _take(self, data: bytes, messages: list[tuple[Kind, bytes]]) -> None:
-        """Add the messages that are whole; what was said before something went wrong still counts."""
+        """Add the messages that are whole. What is recorded before or after something went wrong still counts."""
         try:
             for kind, payload in self._messages.feed(data):
                 if kind is Kind.FAILED:
                     self._cause = f"cannot go on: {msgspec.json.decode(payload, type=Failed).message}"
-                    return
-                messages.append((kind, payload))
+                elif not (kind is Kind.STAGE_ENDED and self._cause):
+                    messages.append((kind, payload))
         except (ValueError, msgspec.MsgspecError) as error:
-            self._cause = f"wrote what is no message ({error})"
-            self.kill()
+            self.kill(f"wrote what is no message ({error})")
 
     async def stop(self, *, end_seconds: float = 1.5, terminate_seconds: float = 0.5) -> None:
         """End the worker: its pipe ends, then SIGTERM, then SIGKILL; takes 2 s by default."""
@@ -126,10 +127,11 @@ class WorkerProcess:
             self.kill()
         await self._ended(_LAST_WORDS_SECONDS)
         self._listening.cancel()
-        self._process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 nothing else closes its pipes
+        self._process._transport.close()  # type: ignore[attr-defined]  # nothing else closes its pipes
 
-    def kill(self) -> None:
-        """End the worker at once."""
+    def kill(self, cause: str = "") -> None:
+        """End the worker at once. cause: why, for whoever receives from it."""
+        self._cause = self._cause or cause
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -150,19 +152,16 @@ class WorkerProcess:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience_seconds):
                     return await self._up.read(_READ_BYTES)
-        self._cause = f"said nothing for {limit_seconds:g} s and was killed"
-        self.kill()
+        self.kill(f"said nothing for {limit_seconds:g} s and was killed")
         return b""
 
     async def _died(self) -> WorkerDiedError:
         await self._ended(_LAST_WORDS_SECONDS)
         self.kill()  # in case it has closed its pipe and lives on
         await self._ended(_LAST_WORDS_SECONDS)
-        cause = self._cause
-        if cause == _CLOSED and self._process.returncode is not None:
-            cause = _describe_exit(self._process.returncode)
-        lines = self._tail.decode(errors="replace").splitlines()[-_TAIL_LINES:]
-        tail = "".join(f"\n  | {line}" for line in lines)
+        exit_code = self._process.returncode
+        cause = self._cause or ("cannot be ended" if exit_code is None else _describe_exit(exit_code))
+        tail = "".join(f"\n  | {line}" for line in self.last_lines)
         return WorkerDiedError(f"{self.name} {cause}" + (f"; the last of what it wrote:{tail}" if tail else ""))
 
     async def _keep_tail(self, stderr: asyncio.StreamReader) -> None:
