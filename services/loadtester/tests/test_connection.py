@@ -360,15 +360,20 @@ def test_a_reply_that_nobody_asked_for_closes_the_connection(reader: Reader) -> 
     def talk(peer: socket.socket) -> None:
         read_request(peer)
         peer.sendall(HEAD + chunk(b"data: a\n\n") + END)
+        answered.wait(LIMIT_SECONDS)
         peer.sendall(b"more than asked for")
         while peer.recv(1000):
             pass
 
+    answered = threading.Event()
     with (
         serving(talk, stream(b"data: b\n\n")) as port,
         connection_to(f"http://127.0.0.1:{port}", reader) as connection,
     ):
         connection.request(b"{}", "r1")
+        answered.set()
+        while connection.is_open:
+            gevent.sleep(0.001)
         assert b"data: b" in b"".join(connection.request(b"{}", "r2").parts)
 
 

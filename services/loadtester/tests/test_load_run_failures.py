@@ -116,13 +116,17 @@ class Trial:
         source: RequestSource | None = None,
         limits: Limits | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
+        worker_count: int = 1,
     ) -> None:
         self.events: list[RunEvent] = []
         self.stop = asyncio.Event()
         self.happened_at = 0.0
         self._act: Act | None = None
         spec = LoadTestSpec(
-            target=Target(url=url, request_timeout_seconds=5.0), requests=REQUESTS, stages=stages, worker_count=2
+            target=Target(url=url, request_timeout_seconds=5.0),
+            requests=REQUESTS,
+            stages=stages,
+            worker_count=worker_count,
         )
         self._run = LoadRun(
             spec,
@@ -169,7 +173,7 @@ class Trial:
 
 
 def test_a_worker_that_is_killed_spoils_its_stage_and_the_next_one_has_a_new_worker(simulator: str) -> None:
-    trial = Trial(simulator, LONG, SHORT)
+    trial = Trial(simulator, LONG, SHORT, worker_count=2)
     trial.go(kill_a_worker)
     spoilt, sound = trial.results
     assert not spoilt.verdict.is_valid
@@ -180,7 +184,7 @@ def test_a_worker_that_is_killed_spoils_its_stage_and_the_next_one_has_a_new_wor
 
 
 def test_a_worker_that_hangs_is_killed_and_its_stage_does_not_count(simulator: str) -> None:
-    trial = Trial(simulator, LONG, limits=Limits(silence_seconds=1.5))
+    trial = Trial(simulator, LONG, limits=Limits(silence_seconds=1.5), worker_count=2)
     trial.go(suspend_a_worker)
     (result,) = trial.results
     assert re.match(r"A worker died: worker \d said nothing for 1.5 s and was killed", result.verdict.reasons[0])
@@ -200,7 +204,7 @@ def test_no_worker_is_left_when_the_supervisor_is_killed_in_the_middle(simulator
 
 
 def test_a_run_that_is_told_to_stop_ends_soon_with_every_request_recorded(simulator: str) -> None:
-    trial = Trial(simulator, LONG, SHORT)
+    trial = Trial(simulator, LONG, SHORT, worker_count=2)
     trial.go(trial.stop.set)
     assert time.monotonic() - trial.happened_at < STOP_SECONDS
     assert not trial.results
@@ -262,7 +266,8 @@ class NoRequests:
 
     async def requests(self, stage_index: int, served_model: str) -> AsyncIterator[SourceRequest]:  # noqa: ARG002
         """Yield nothing."""
-        for request in ():
+        none: tuple[SourceRequest, ...] = ()
+        for request in none:
             yield request
 
 

@@ -96,12 +96,12 @@ def test_a_ten_line_locustfile_shows_the_times_of_tokens(folder, simulator) -> N
     ok_count = int(records.is_ok.sum())
     assert ok_count >= 24
     # The server's times: 50 ms to the first token, then 10 ms a token.
-    for name, least_ms in (("generate", 50 + 7 * 10), ("generate TTFT", 50), ("generate ITL", 9)):
+    for name, least_ms in (("generate", 50 + 7 * 10), ("generate TTFT", 50), ("generate ITL", 5)):
         assert lines[name]["num_requests"] == ok_count
         assert lines[name]["num_failures"] == 0
         assert least_ms <= lines[name]["total_response_time"] / ok_count
         assert lines[name]["method"] == "openai-chat"
-    assert lines["generate ITL"]["total_response_time"] / ok_count <= 15
+    assert lines["generate ITL"]["total_response_time"] / ok_count <= 20
     assert {STATUSES[code] for code in records.status.tolist()} <= {"ok", "cancelled"}
     assert set(records.user_index.tolist()) == set(range(8))
     assert records.request_index.tolist() == list(range(len(records)))
@@ -111,7 +111,7 @@ def test_a_locustfile_reads_what_came(folder, simulator) -> None:
     printed = run(folder, *command_of("curious.py", simulator.url, "-u", "1", "-t", "2s", *COUNTED))
     (said,) = re.findall(r"SAID \[\"ok\", 5, ([0-9.]+), ([0-9.]+), \"(.+)\"\]", printed)
     assert float(said[0]) >= 0.05
-    assert float(said[1]) >= 0.009
+    assert 0 < float(said[1]) < 0.05
     assert "curious TTFT" in counts(folder)
 
 

@@ -1,227 +1,36 @@
-"""`llm-pilot loadtest run`: asks the load tester for a load test, shows how it goes, writes what it measured.
+"""`llm-pilot loadtest run`: its options. What it does is in cli_running.py, which imports much."""
 
-Invariant: whatever ends the command, what was measured until then is in the files; the load test is cancelled with it.
-"""
-
-import signal
-import sys
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
-import grpc
-from rich.console import Console
 
-from llmpilot.loadtest.v1 import loadtest_pb2 as pb
-from llmpilot.loadtest.v1.loadtest_pb2_grpc import LoadTestServiceStub
-from llmpilot_contracts.errors import InvalidInputError, PreconditionError
+from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_loadtester.cli_options import RunOptions, run_options, spec_of
-from llmpilot_loadtester.domain.load_test import LoadTest, LogEvent, State
-from llmpilot_loadtester.domain.spec import LoadTestSpec, WorkloadRequests
-from llmpilot_loadtester.domain.spec_checks import spec_violations
-from llmpilot_loadtester.outputs.live_view import live_view
-from llmpilot_loadtester.outputs.records_file import read_records, write_records
-from llmpilot_loadtester.outputs.report_files import FORMATS, write_reports
-from llmpilot_loadtester.outputs.run_facts import facts_of_spec
-from llmpilot_loadtester.outputs.summary import stage_table
-from llmpilot_loadtester.outputs.watched_run import WatchedRun
-from llmpilot_loadtester.wire_events import read_event
-from llmpilot_loadtester.wire_spec import write_spec
-from llmpilot_servicekit.client import connect
-from llmpilot_servicekit.file_output import make_folder
 from llmpilot_servicekit.platform import Platform
-
-_DEADLINE_SECONDS = 30.0
-_WATCH_SECONDS = 7 * 24 * 3600.0
-_OUTAGE_SECONDS = 60.0
-_DELAY_SECONDS = 0.2
-_WIDTH_OFF_TERMINAL = 160
-EXIT_NOT_VALID = 3
-RECORDS_NAME = "records.parquet"
 
 
 @click.command()
 @run_options
-@click.option(
-    "--name", default="", help="Name of the load test: lower-case letters, digits, dashes.  [default: made up]"
-)
+@click.option("--name", default="", help="Name: lower-case letters, digits, dashes.  [default: made up]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: the load test's name]")
-@click.option(
-    "--format",
-    "formats",
-    default=",".join(FORMATS),
-    show_default=True,
-    help=f"Files beside {RECORDS_NAME}, comma-separated.",
-)
+@click.option("--format", "formats", help="Files beside the records, comma-separated.  [default: all]")
 @click.option("--prometheus", metavar="HOST:PORT", help="Serve the live metrics there while the load test runs.")
 @click.pass_obj
 def run(
-    platform: Platform, *, name: str, out: Path | None, formats: str, prometheus: str | None, **options: Any
+    platform: Platform, /, *, name: str, out: Path | None, formats: str | None, prometheus: str | None, **options: Any
 ) -> None:
     """Put an inference server under load, and report when every token arrived.
 
-    Exit status: 0 if the numbers count, 1 if the load test failed or was cancelled, 3 if the load tester itself was too
-    slow or too late for its numbers to count.
+    Exit status: 0 if the numbers count, 1 if the load test failed or was cancelled, 2 if the command line is wrong,
+    3 if the load tester itself was too slow or too late for its numbers to count.
     """
+    from llmpilot_loadtester.cli_running import Outputs, run_load_test  # noqa: PLC0415 what it imports takes time
+    from llmpilot_loadtester.outputs.report_files import FORMATS  # noqa: PLC0415
+
     spec = spec_of(RunOptions(**options))
-    if violations := spec_violations(spec):
-        raise InvalidInputError(violations)
-    wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
+    wanted = tuple(FORMATS) if formats is None else tuple(part.strip() for part in formats.split(",") if part.strip())
     if unknown := sorted(set(wanted) - set(FORMATS)):
-        raise click.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(FORMATS)}", param_hint="--format")
-    if out is not None:
-        make_folder(out)
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH_OFF_TERMINAL)
-    beside = ("workload-generator",) if isinstance(spec.requests, WorkloadRequests) else ()
-    with (
-        platform.address_of("loadtester", beside=beside) as address,
-        connect(address) as channel,
-        _prometheus(prometheus) as observe,
-    ):
-        stub = LoadTestServiceStub(channel)
-        request = pb.CreateLoadTestRequest(spec=write_spec(spec), request_id=uuid.uuid4().hex, load_test_id=name)
-        created = stub.CreateLoadTest(request, timeout=_DEADLINE_SECONDS).load_test
-        watched = WatchedRun()
-        with _cancelled_by_ctrl_c(stub, created.name), live_view(console) as show:
-            for event in _events(stub, created.name):
-                watched.take(event)
-                observe(event)
-                show(watched)
-    _write_all(console, spec, watched, folder=out or Path(created.name.rpartition("/")[2]), formats=wanted)
-
-
-def _events(stub: LoadTestServiceStub, name: str) -> Iterator[LogEvent]:
-    """Yield the events of a load test until it has ended; goes on where a stream broke off."""
-    index = 0
-    last_answer = time.monotonic()
-    while True:
-        stream = stub.WatchLoadTest(pb.WatchLoadTestRequest(name=name, start_index=index), timeout=_WATCH_SECONDS)
-        try:
-            for response in stream:
-                last_answer = time.monotonic()
-                index = response.event.index + 1
-                event = read_event(response.event)
-                if event is not None:
-                    yield event
-            return
-        except grpc.RpcError as error:
-            is_away = error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
-            if not is_away or time.monotonic() - last_answer > _OUTAGE_SECONDS:
-                raise
-            time.sleep(_DELAY_SECONDS)
-        finally:
-            stream.cancel()
-
-
-@contextmanager
-def _cancelled_by_ctrl_c(stub: LoadTestServiceStub, name: str) -> Iterator[None]:
-    """Cancel the load test at the first Ctrl-C; the second one ends the command at once."""
-    interrupted, ended = threading.Event(), threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            signal.default_int_handler(number, frame)
-        interrupted.set()
-        click.echo("cancelling, what was measured is kept; Ctrl-C again ends at once", err=True)
-
-    def cancel() -> None:
-        interrupted.wait()
-        if not ended.is_set():
-            stub.CancelLoadTest(pb.CancelLoadTestRequest(name=name), timeout=_DEADLINE_SECONDS)
-
-    before = signal.signal(signal.SIGINT, note)
-    canceller = threading.Thread(target=cancel, daemon=True)
-    canceller.start()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        ended.set()
-        interrupted.set()
-        canceller.join(_DEADLINE_SECONDS)
-
-
-@contextmanager
-def _prometheus(address: str | None) -> Iterator[Callable[[LogEvent], None]]:
-    if address is None:
-        yield lambda _: None
-        return
-    from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415 where it is asked for
-
-    from llmpilot_loadtester.metrics_export import MetricsExport  # noqa: PLC0415
-    from llmpilot_servicekit.address import split_address  # noqa: PLC0415
-
-    try:
-        host, port = split_address(address)
-        registry = CollectorRegistry()
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except (ValueError, OSError) as error:
-        raise PreconditionError(f"--prometheus: cannot listen on {address}: {error}") from error
-    click.echo(f"live metrics at http://{host}:{server.server_port}/metrics", err=True)
-    try:
-        yield MetricsExport(registry).observe
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _write_all(
-    console: Console, spec: LoadTestSpec, watched: WatchedRun, *, folder: Path, formats: tuple[str, ...]
-) -> None:
-    load_test = watched.load_test
-    if load_test is None:
-        raise PreconditionError("the load test ended without a word: look at the log of the load tester")
-    results = watched.ordered_results
-    if results:
-        console.print(stage_table(results))
-    for note in watched.notes:
-        console.print(note, highlight=False, soft_wrap=True)
-    _print_verdicts(console, watched)
-    facts = facts_of_spec(
-        spec,
-        tool_version=version("llm-pilot-loadtester"),
-        created_unix_nanos=int(load_test.create_time.timestamp() * 1e9),
-        served_model=load_test.served_model,
-        simulated=load_test.simulated,
-    )
-    stages = list(watched.stages(llm=spec.llm_name, gpu_profile=spec.gpu_profile))
-    if stages:
-        make_folder(folder)
-        write_records(folder / RECORDS_NAME, facts, stages)
-        paths = [folder / RECORDS_NAME]
-        if results:
-            paths += write_reports(read_records(folder / RECORDS_NAME), folder, formats)
-        console.print(f"written to {folder}: {', '.join(path.name for path in paths)}", highlight=False, soft_wrap=True)
-    _exit(load_test, watched)
-
-
-def _print_verdicts(console: Console, watched: WatchedRun) -> None:
-    if watched.load_test is not None and watched.load_test.simulated:
-        console.print("The server says of itself that it is a simulator: these are simulated numbers.")
-    for result in watched.ordered_results:
-        label = result.stage.load.label
-        for reason in result.verdict.reasons:
-            console.print(f"[red]{label}: not valid because {reason}[/red]", highlight=False, soft_wrap=True)
-        for note in result.verdict.notes:
-            console.print(f"{label}: {note}", highlight=False, soft_wrap=True)
-        for error in result.metrics.errors:
-            console.print(f"{label}: {error.count} x {error.status}: {error.example}", highlight=False, soft_wrap=True)
-    if watched.ordered_results and all(result.verdict.is_valid for result in watched.ordered_results):
-        console.print("numbers valid")
-
-
-def _exit(load_test: LoadTest, watched: WatchedRun) -> None:
-    if load_test.state is State.FAILED:
-        raise PreconditionError(load_test.error)
-    if load_test.state is State.CANCELLED:
-        raise PreconditionError("the load test was cancelled; the files have what was measured until then")
-    if not all(result.verdict.is_valid for result in watched.ordered_results):
-        sys.exit(EXIT_NOT_VALID)
+        problem = f"unknown: {', '.join(unknown)}; known: {', '.join(FORMATS)}"
+        raise InvalidInputError([Violation("--format", problem)])
+    run_load_test(platform, spec, Outputs(name=name, folder=out, formats=wanted, prometheus=prometheus))

@@ -27,9 +27,7 @@ _ANCILLARY_BYTES = 64
 _unpack_timespec = struct.Struct("qq").unpack
 _buffer = bytearray(256 * 1024)
 _buffers = (_buffer,)
-_HEAD_BYTES = 4096
 _MOST_LEFT_READS = 1000
-_CLOSES = b"\r\nconnection: close"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +80,11 @@ class Connection:
     def is_busy(self) -> bool:
         """Whether a request is under way."""
         return self._reply is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a socket."""
+        return self._socket is not None
 
     def request(self, body: bytes, request_id: str) -> RawReply:
         """Send a request and return its reply when it has ended, however it did. Blocks the greenlet.
@@ -142,6 +145,7 @@ class Connection:
         self._unsent.clear()
         self._recvmsg_into = opened.raw.recvmsg_into
         self._reader.add(opened.raw.fileno(), self._on_tls_readable if opened.tls else self._on_readable)
+        self._adapter.renew()
         if self._adapter.preface:
             try:
                 send_all(opened.raw, _encrypted(opened, self._adapter.preface))
@@ -250,8 +254,7 @@ class Connection:
     def _take(self, part: bytes, stamp: int, *, is_kernel: bool) -> None:
         reply = self._reply
         if reply is None:
-            if not self._adapter.preface:
-                self._close()  # nobody asked for anything
+            self._take_between(part)
             return
         reader = self._reader
         reader.read_count += 1
@@ -268,9 +271,16 @@ class Connection:
             self._send_now(outgoing)
         if is_whole and self._reply is reply:
             reply.is_whole = True
-            if not self._adapter.preface and _CLOSES in reply.parts[0][:_HEAD_BYTES].lower():
+            if not exchange.keeps_connection:
                 self._close()
             self._end(reply.stamps[-1])
+
+    def _take_between(self, part: bytes) -> None:
+        answer = self._adapter.between(part)
+        if answer is None:
+            self._close()
+        elif answer:
+            self._send_now(answer)
 
     def _send_now(self, data: bytes) -> None:
         """Send from the hub, where nothing may wait: what the kernel does not take at once goes with a greenlet."""

@@ -33,7 +33,7 @@ def _add_option(parser: LocustArgumentParser) -> None:
     )
 
 
-events.init_command_line_parser.add_listener(_add_option)
+events.init_command_line_parser.add_listener(_add_option)  # type: ignore[no-untyped-call]
 
 
 def sink_of(environment: Environment) -> Callable[[bytes, int], None] | None:
@@ -56,10 +56,10 @@ def collect_records(environment: Environment, runner: Runner) -> None:
         if path and collector.has_news:
             collector.write(Path(path), environment)
 
-    environment.events.test_start.add_listener(collector.begin)
-    environment.events.test_stop.add_listener(write)
+    environment.events.test_start.add_listener(collector.begin)  # type: ignore[no-untyped-call]
+    environment.events.test_stop.add_listener(write)  # type: ignore[no-untyped-call]
     # A master that quits says that the test has stopped before its workers give it their last records.
-    environment.events.quit.add_listener(write)
+    environment.events.quit.add_listener(write)  # type: ignore[no-untyped-call]
 
 
 class _Collector:

@@ -30,12 +30,12 @@ class StepShape(LoadTestShape):
     abstract = False
 
     def __init__(self, load: Load) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._load = load
 
     def tick(self) -> tuple[int, float]:
         """Return the number of users for now and a rate at which Locust spawns them all at once."""
-        users_count = users_at(self._load, self.get_run_time())
+        users_count = users_at(self._load, self.get_run_time())  # type: ignore[no-untyped-call]
         return users_count, float(max(self._load.most_users or 0, 1))
 
 
@@ -85,7 +85,7 @@ def runner_of(stage: RunningStage, on_error: Callable[[str], None]) -> StageRunn
     user_class = queued_user_of(stage) if load.is_closed else scheduled_user_of(stage)
     shape = StepShape(load) if load.is_closed else None
     environment = Environment(user_classes=[user_class], shape_class=shape, catch_exceptions=False)
-    environment.events.user_error.add_listener(lambda exception, **_: on_error(repr(exception)))
+    environment.events.user_error.add_listener(lambda exception, **_: on_error(repr(exception)))  # type: ignore[no-untyped-call]
     runner = StageRunner(environment, stage)
     environment.runner = runner
     return runner

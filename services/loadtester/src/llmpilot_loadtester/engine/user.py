@@ -189,7 +189,7 @@ class _Run:
             times += [(f"{name} TTFT", generation.ttft_seconds, None), (f"{name} ITL", generation.itl_seconds, None)]
         for entry, seconds, exception in times:
             if seconds is not None:
-                self._environment.events.request.fire(
+                self._environment.events.request.fire(  # type: ignore[no-untyped-call]
                     request_type=user.protocol,
                     name=entry,
                     response_time=seconds * 1e3,
@@ -208,8 +208,8 @@ def _on_init(environment: Environment, runner: Runner, **_: object) -> None:
             _runs[environment].finish()
 
     # Before the collector's own, which writes what there is.
-    environment.events.test_stop.add_listener(finish)
+    environment.events.test_stop.add_listener(finish)  # type: ignore[no-untyped-call]
     collect_records(environment, runner)
 
 
-events.init.add_listener(_on_init)
+events.init.add_listener(_on_init)  # type: ignore[no-untyped-call]

@@ -124,16 +124,18 @@ def synthetic_prompts(requested: SyntheticRequests, stage_index: int) -> Iterato
     The first words are the number of the prompt, its last digit first, in digits that the seed shuffles. So prompts of
     five words or more are all different, and ones that follow each other differ from the first word on.
     """
-    words = np.random.default_rng(requested.seed).permutation(WORDS)
+    words: list[str] = np.random.default_rng(requested.seed).permutation(WORDS).tolist()
     rng = np.random.default_rng([requested.seed, stage_index])
     number = stage_index << _STAGE_BITS
     while True:
-        digits = [number >> shift & 255 for shift in range(0, _NUMBER_BITS, 8)]
-        drawn = rng.integers(0, len(words), max(requested.input_tokens - len(digits), 0))
-        yield " ".join(words[[*digits, *drawn][: requested.input_tokens]])
-        number += 1
+        for drawn in rng.integers(0, len(words), (_BLOCK_PROMPTS, requested.input_tokens)).tolist():
+            digits = [number >> shift & 255 for shift in range(0, _NUMBER_BITS, 8)]
+            drawn[: len(digits)] = digits[: requested.input_tokens]
+            yield " ".join([words[index] for index in drawn])
+            number += 1
 
 
+_BLOCK_PROMPTS = 16
 _STAGE_BITS = 24
 _NUMBER_BITS = 40
 _WORDS = (
