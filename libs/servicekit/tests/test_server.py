@@ -357,9 +357,7 @@ def test_the_background_is_there_until_what_finishes_is_over(tmp_path: Path) -> 
 
         settings = ServiceSettings(listen="127.0.0.1:0", address_file=tmp_path / "address.json")
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-            tasks.create_task(
-                serve(settings, registrations=[], background=[background], finishing=[finish], stop=stop)
-            )
+            tasks.create_task(serve(settings, registrations=[], background=[background], finishing=[finish], stop=stop))
             while not (tmp_path / "address.json").exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             assert said == []

@@ -83,8 +83,9 @@ def test_report_writes_every_format_and_shows_a_row_a_stage(records: Path, tmp_p
     lines = done.stdout.splitlines()
     assert lines[0] == "simulated: the server says of itself that it is a simulator"
     assert lines[2].split()[:10] == ["1", "user", "50", "0", "%", "20", "20", "10", "10", "30"]
-    assert "not valid: the client was late" in lines[3]
-    assert set(lines[4:]) == {str(path) for path in out.iterdir()}
+    assert lines[3].rstrip().endswith("not valid")
+    assert "not valid because the client was late" in lines[4]
+    assert set(lines[5:]) == {str(path) for path in out.iterdir()}
 
 
 def test_report_follows_from_the_records_alone(records: Path, tmp_path: Path) -> None:

@@ -141,13 +141,14 @@ class Trial:
         """Run it to its end; no worker is left."""
         self._act = act
         try:
-            asyncio.run(self._go(emit or self._emit))
+            asyncio.run(self.run(emit))
         finally:
             assert not workers_of()
 
-    async def _go(self, emit: Callable[[RunEvent], Awaitable[None]]) -> None:
+    async def run(self, emit: Callable[[RunEvent], Awaitable[None]] | None = None) -> None:
+        """Run it to its end."""
         async with asyncio.timeout(LIMIT_SECONDS):
-            await self._run.run(emit, stop=self.stop)
+            await self._run.run(emit or self._emit, stop=self.stop)
 
     async def _emit(self, event: RunEvent) -> None:
         self.events.append(event)
@@ -212,6 +213,25 @@ def test_a_run_that_is_told_to_stop_ends_soon_with_every_request_recorded(simula
     frames = [unpack_records(event.columns) for event in trial.events if isinstance(event, RecordsCame)]
     statuses = {STATUSES[code] for code in joined(frames).status.tolist()}
     assert statuses == {"ok", "cancelled"}
+
+
+def test_a_run_can_be_stopped_while_the_server_does_not_even_say_what_it_serves() -> None:
+    async def main() -> float:
+        async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            trial.happened_at = time.monotonic()
+            trial.stop.set()
+            while await reader.read(1000):
+                pass
+            writer.close()
+
+        async with asyncio.timeout(LIMIT_SECONDS), await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            trial = Trial(f"http://{host}:{port}", LONG)
+            await trial.run()
+        return time.monotonic() - trial.happened_at
+
+    assert asyncio.run(main()) < STOP_SECONDS
+    assert not workers_of()
 
 
 def test_a_run_that_is_cancelled_ends_its_workers_soon(simulator: str) -> None:

@@ -1,6 +1,9 @@
 """Processes that die, are stopped or lose NATS: a load test goes on, and nothing that was measured is lost."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -204,6 +207,27 @@ def test_without_nats_a_client_is_told_to_try_again(start_service: Any, own_nats
         with pytest.raises(grpc.RpcError) as caught:
             create(service, make_spec(1))
         assert isinstance(error_from_rpc(caught.value), UnavailableError)
+
+
+def test_the_workload_generator_of_this_machine_is_found(
+    own_nats: NatsServer, start_service: Any, make_spec: Any, tmp_path: Path, eventually: Any
+) -> None:
+    """A real one, by the file that it writes while it serves."""
+    address_file = tmp_path / "workload-generator.addresses.json"
+    variables = {"LLMPILOT_LISTEN": "127.0.0.1:0", "LLMPILOT_NATS_URL": own_nats.url}
+    environment = os.environ | variables | {"LLMPILOT_ADDRESS_FILE": str(address_file)}
+    command = [sys.executable, "-m", "llmpilot_workload_generator"]
+    spec = make_spec(1)
+    spec.workload.sampling.workload_model = "workloadModels/conversation"
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as generator:
+        try:
+            eventually(address_file.exists)
+            variables = {"LLMPILOT_NATS_URL": own_nats.url, "LLMPILOT_ADDRESS_FOLDER": str(tmp_path)}
+            with start_service(**variables) as service:
+                ended = service.watch(create(service, spec))[-1].changed
+        finally:
+            generator.terminate()
+    assert ended.state == pb.STATE_SUCCEEDED, ended.error
 
 
 def test_without_a_workload_generator_a_load_test_says_what_to_set(

@@ -118,7 +118,7 @@ def test_a_locustfile_reads_what_came(folder, simulator) -> None:
 def test_workers_records_reach_the_master_each_once(folder, simulator) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-    options = ("-u", "6", "-r", "6", "-t", "3s", *COUNTED, "--llm-records", "all.parquet", "--master-bind-port", port)
+    options = ("-u", "6", "-r", "6", "-t", "2s", *COUNTED, "--llm-records", "all.parquet", "--master-bind-port", port)
     master = ("--master", "--expect-workers", "2")
     worker = [sys.executable, "-m", "locust", "-f", "chat.py", "--worker", "--master-port", port]
     with (

@@ -126,8 +126,9 @@ class NatsConnection:
     ) -> int:
         """Publish once per `event_id` and give the message's sequence in its stream.
 
-        With `after_sequence` only if the last message of the subject has that sequence (0: there is none); else
-        StaleSequenceError. UnavailableError: no acknowledgement came; publishing again under the same id is safe.
+        UnavailableError: no acknowledgement came; publishing again under the same id is safe. With `after_sequence`
+        only if the last message of the subject has that sequence (0: there is none), else StaleSequenceError: also
+        where the last message is this one, published before without an acknowledgement.
         """
         if not isinstance(payload, subject.payload):
             expected, actual = subject.payload.DESCRIPTOR.full_name, type(payload).__name__

@@ -46,7 +46,7 @@ def report(
     from llmpilot_loadtester.domain.spec import ServiceLevel  # noqa: PLC0415
     from llmpilot_loadtester.outputs.records_file import read_records  # noqa: PLC0415
     from llmpilot_loadtester.outputs.report_files import reported  # noqa: PLC0415
-    from llmpilot_loadtester.outputs.summary import stage_table  # noqa: PLC0415
+    from llmpilot_loadtester.outputs.summary import remarks, stage_table  # noqa: PLC0415
 
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
     limits = {
@@ -73,6 +73,8 @@ def report(
         click.echo("simulated: the server says of itself that it is a simulator")
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OFF_TERMINAL)
     console.print(stage_table(written.results))
+    for remark in remarks(written.results):
+        console.print(remark, soft_wrap=True)
     for path in written.paths:
         click.echo(path)
 

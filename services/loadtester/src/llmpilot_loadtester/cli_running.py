@@ -32,7 +32,7 @@ from llmpilot_loadtester.outputs.live_view import live_view
 from llmpilot_loadtester.outputs.records_file import read_records, write_records
 from llmpilot_loadtester.outputs.report_files import write_reports
 from llmpilot_loadtester.outputs.run_facts import facts_of_spec
-from llmpilot_loadtester.outputs.summary import stage_table
+from llmpilot_loadtester.outputs.summary import remarks, stage_table
 from llmpilot_loadtester.outputs.watched_run import WatchedRun
 from llmpilot_loadtester.wire_events import read_event
 from llmpilot_loadtester.wire_spec import write_spec
@@ -208,14 +208,8 @@ def _write_all(
 def _print_verdicts(console: Console, watched: WatchedRun) -> None:
     if watched.load_test is not None and watched.load_test.simulated:
         console.print("The server says of itself that it is a simulator: these are simulated numbers.")
-    for result in watched.ordered_results:
-        label = result.stage.load.label
-        for reason in result.verdict.reasons:
-            console.print(f"[red]{label}: not valid because {reason}[/red]", highlight=False, soft_wrap=True)
-        for note in result.verdict.notes:
-            console.print(f"{label}: {note}", highlight=False, soft_wrap=True)
-        for error in result.metrics.errors:
-            console.print(f"{label}: {error.count} x {error.status}: {error.example}", highlight=False, soft_wrap=True)
+    for remark in remarks(watched.ordered_results):
+        console.print(remark, soft_wrap=True)
     if watched.ordered_results and all(result.verdict.is_valid for result in watched.ordered_results):
         console.print("numbers valid")
 

@@ -108,7 +108,7 @@ class LoadTestLog:
         try:
             self._last_sequence = await patiently(partial(publish, payload=message))
         except StaleSequenceError:
-            # Stored before, where only the acknowledgement was lost, too long ago for JetStream to know its id.
+            # It may be stored, where only the acknowledgement was lost: then the last event is this one.
             last = await patiently(partial(self._nats.last, self._subject))
             if last is None or last[0] != message:
                 raise

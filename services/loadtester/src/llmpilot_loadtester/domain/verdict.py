@@ -38,7 +38,7 @@ def _request_reasons(metrics: StageMetrics) -> Iterator[str]:
         yield "No request was sent in the measured window: use a longer window, or more users."
     elif not metrics.ok_count:
         most = max(metrics.errors, key=lambda error: error.count, default=None)
-        cause = f"; {most.count} were {most.status}: {most.example}" if most else ""
+        cause = f"; {most.count} were {most.status}: {most.example.rstrip('.')}" if most else ""
         yield f"None of {metrics.request_count:,} requests succeeded, so there are no latencies{cause}."
 
 
@@ -53,7 +53,8 @@ def _worker_reasons(healths: Sequence[WorkerHealth], metrics: StageMetrics, load
             f"{_MORE_WORKERS}."
         )
     lag_ms = max(health.loop_lag_p99_ms for health in healths)
-    if lag_ms > LARGEST_LOOP_LAG_MS and (not load.is_closed or _has_user_space_stamps(metrics)):
+    is_scheduled = not load.is_closed and load.kind is not LoadKind.ALL_AT_ONCE
+    if lag_ms > LARGEST_LOOP_LAG_MS and (is_scheduled or _has_user_space_stamps(metrics)):
         yield (
             f"A worker's event loop woke up {lag_ms:.1f} ms late (p99), the limit is {LARGEST_LOOP_LAG_MS:g} ms where "
             f"sends are scheduled or stamps are taken in user space: {_MORE_WORKERS}."

@@ -59,7 +59,10 @@ class QueuedUser(User):
     def leave(self) -> None:
         """Stop after the request under way; at once without one."""
         self.stage.users.give_back(self.index)
-        self.stop(force=not self._is_sending)
+        if self._is_sending:
+            self.stop()
+        else:
+            self.greenlet.kill(block=False)
 
     def on_stop(self) -> None:
         """Give everything back."""

@@ -37,7 +37,7 @@ class ScheduledUser(User):
 
     def leave(self) -> None:
         """Stop at once; what was sent goes on."""
-        self.stop(force=True)
+        self.greenlet.kill(block=False)
 
     def on_stop(self) -> None:
         """Give everything back but connections in use."""

@@ -50,10 +50,9 @@ class StageRunner(LocalRunner):
     def stop_users(self, user_classes_stop_count: dict[str, int]) -> None:
         """Ask the users with the highest numbers to leave; they are none of Locust's any more."""
         for user in self._stage.users.highest(sum(user_classes_stop_count.values())):
-            greenlet = user.greenlet
-            self._leaving.add(greenlet)
+            self._leaving.add(user.greenlet)
+            self.user_greenlets.discard(user.greenlet)
             user.leave()
-            self.user_greenlets.discard(greenlet)
 
     def shape_worker(self) -> None:
         """Follow the shape ten times a second; Locust's own does so once."""
@@ -75,6 +74,7 @@ class StageRunner(LocalRunner):
     def end(self) -> None:
         """Stop all users; what is under way is cut off, which records it."""
         self.quit()
+        self.user_greenlets.kill(timeout=_LAST_SECONDS)
         self._leaving.kill(timeout=_LAST_SECONDS)
         self._stage.flying.kill(timeout=_LAST_SECONDS)
 

@@ -22,6 +22,7 @@ from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import gevent
+from gevent.lock import RLock
 from locust import User, events
 from locust.env import Environment
 from locust.runners import Runner
@@ -132,6 +133,7 @@ class _Run:
         self._recorder = Recorder(sink_of(environment), on_parsed=self._tell)
         self._request_indices = itertools.count()
         self._targets: dict[Target, Target] = {}
+        self._asking = RLock()
         self._new_adapters: dict[Target, Callable[[], ProtocolAdapter]] = {}
         self._flushing = gevent.spawn(self._flush)
 
@@ -139,9 +141,10 @@ class _Run:
         """Return the target with the name of its model, asked from the server once."""
         if target.served_model or target.protocol in {Protocol.TGI, Protocol.TGIS}:
             return target
-        if target not in self._targets:
-            served = probe(target, self._reader).served_models
-            self._targets[target] = replace(target, served_model=served[0]) if served else target
+        with self._asking:
+            if target not in self._targets:
+                served = probe(target, self._reader).served_models
+                self._targets[target] = replace(target, served_model=served[0]) if served else target
         return self._targets[target]
 
     def open_client(self, target: Target) -> LlmClient:

@@ -5,9 +5,10 @@ holds the records of the running stage only.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from llmpilot_contracts.errors import PreconditionError, UnavailableError
 from llmpilot_loadtester.domain.events import Noted, StageMeasured, TargetFound
@@ -23,6 +24,8 @@ from llmpilot_loadtester.supervision.request_sources import RequestSource, stage
 from llmpilot_loadtester.supervision.stage_run import Limits, StageJob, StageRecords, StageRun
 from llmpilot_loadtester.supervision.worker_process import WORKER_COMMAND
 from llmpilot_loadtester.worker_messages import Probed
+
+Found = TypeVar("Found")
 
 _FLUSH_SECONDS = 120.0
 _LAST_FLUSH_SECONDS = 1.5
@@ -99,8 +102,8 @@ class LoadRun:
         plan = plan_of(self._spec)
         most = worker_count_for(_loads(self._spec), asked=self._spec.worker_count, cpu_count=self._cpu_count)
         async with Crew(most, self._worker_command) as crew:
-            spec = await self._look_at_target(crew, outbox)
-            while not stop.is_set() and (stage := plan.next_stage(results)) is not None:
+            spec = await _unless_stopped(stop, self._look_at_target(crew, outbox))
+            while spec is not None and (stage := plan.next_stage(results)) is not None:
                 count = worker_count_of(stage.load, asked=spec.worker_count, present=most)
                 job = StageJob(
                     stage=stage,
@@ -109,14 +112,10 @@ class LoadRun:
                     stage_count=plan.stage_count,
                     load_test_id=self._load_test_id,
                 )
-                run = StageRun(
-                    job,
-                    spec,
-                    processes=await crew.ready(count),
-                    source=self._source,
-                    outbox=outbox,
-                    limits=self._limits,
-                )
+                processes = await _unless_stopped(stop, crew.ready(count))
+                if processes is None:
+                    break
+                run = StageRun(job, spec, processes=processes, source=self._source, outbox=outbox, limits=self._limits)
                 found = await run.run(stop)
                 if found is None:
                     break
@@ -141,6 +140,18 @@ class LoadRun:
             )
         await outbox.put(TargetFound(served_model=served_model, simulated=probed.simulated))
         return replace(self._spec, target=replace(target, served_model=served_model))
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Coroutine[None, None, Found]) -> Found | None:
+    """Return what comes of the work; None: the run was told to stop first."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        return None if stop.is_set() else working.result()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait([working, stopping])
 
 
 def _only_model(probed: Probed, protocol: Protocol, url: str) -> str:
