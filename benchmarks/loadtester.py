@@ -6,7 +6,11 @@
 The server (loadtest/golden.py) has one core, the client and all its processes another. Without --peers, or where one is
 not installed (loadtest/clients.py says how), only the others run. CPU and tokens are those of the time between the
 first two and the last two seconds of load; errors are reported minus true, over the same requests where the client says
-which, and otherwise between quantiles. As root, a request's arrival is when the kernel had it (loadtest/arrivals.py).
+which, and otherwise between quantiles. "Each ITL" is the p99 of the absolute error of single gaps. As root, a request's
+arrival is when the kernel had it (loadtest/arrivals.py); otherwise when the server saw it, up to .3 ms later.
+
+The largest rate: --only llm-pilot --lockstep "" --rate "" --output-tokens 400 --streams 560,640,720,800
+Memory over time: --only llm-pilot --lockstep "" --rate "" --streams 128 --seconds 600
 """
 
 import argparse
@@ -141,7 +145,8 @@ def cells(client: Client, load: Load, observed: Observed) -> Iterator[str]:
     yield f"{np.percentile(observed.server_late_ms, 99):.2f}"
     part_us, part_megabytes = 1e6 * usage.part_cpu_between(start, end) / max(tokens, 1), usage.part_peak_megabytes(end)
     part = f"its workers: {part_us:.1f} us/token, {part_megabytes:.0f} MB" if client.part else ""
-    yield "; ".join(filter(None, (report.note, part)))
+    slope = usage.growth_megabytes_per_hour(start, end)
+    yield "; ".join(filter(None, (report.note, part, "" if slope is None else f"{slope:+.1f} MB/h")))
 
 
 def errors(reported: tuple[float, float] | None, true: npt.NDArray[np.float64]) -> Iterator[str]:

@@ -135,6 +135,10 @@ def _llm_pilot_command(run: Run) -> list[str]:
     ]
 
 
+def _llm_pilot_environment(run: Run) -> dict[str, str]:
+    return {"LLMPILOT_HOME": str(run.folder / "home")}  # its own services, whoever else keeps some running
+
+
 def _llm_pilot_report(run: Run) -> Report:
     folder = run.folder / "llm-pilot"
     records = pq.read_table(folder / "records.parquet")
@@ -153,7 +157,7 @@ def _llm_pilot_report(run: Run) -> Report:
             if status == "ok"
         ),
         export_bytes=(folder / "records.parquet").stat().st_size,
-        note="valid" if verdict["valid"] else f"not valid: {verdict['not_valid_because']}",
+        note="valid" if verdict["valid"] else f"not valid: {' '.join(verdict['not_valid_because'])}",
     )
 
 
@@ -357,6 +361,7 @@ CLIENTS = (
         program="",
         command=_llm_pilot_command,
         read=_llm_pilot_report,
+        environment=_llm_pilot_environment,
         part="llmpilot_loadtester.engine.worker",
     ),
     BARE,

@@ -16,6 +16,8 @@ _CPU_SECONDS = 0.2
 _MEMORY_EVERY = 5
 """Reading a process's memory map costs a millisecond or more, so it is done for every so many samples of CPU."""
 
+_LEAST_GROWTH_NANOS = 120_000_000_000
+
 
 def descendants(root: int) -> list[int]:
     """Return the ids of a process and of all below it."""
@@ -100,6 +102,14 @@ class Usage:
     def part_peak_megabytes(self, until_nanos: int) -> float:
         """Return the largest memory of the part before a time."""
         return self._peak(self.part_memory, until_nanos)
+
+    def growth_megabytes_per_hour(self, from_nanos: int, until_nanos: int) -> float | None:
+        """Return the slope of the memory in the second half of a time span; None where that is too short to tell."""
+        at, memory = np.array(self.memory_nanos), np.array(self.memory)
+        later = (at >= (from_nanos + until_nanos) / 2) & (at <= until_nanos)
+        if until_nanos - from_nanos < _LEAST_GROWTH_NANOS:
+            return None
+        return float(np.polyfit(at[later] - at[0], memory[later], 1)[0] * 3600e9)
 
     def _between(self, cpu: list[float], from_nanos: int, until_nanos: int) -> float:
         start, end = np.interp([from_nanos, until_nanos], self.nanos, cpu)
