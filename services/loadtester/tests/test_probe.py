@@ -98,7 +98,12 @@ def test_the_simulator_says_what_it_is(reader, simulator) -> None:
     for protocol in (Protocol.OPENAI_COMPLETIONS, Protocol.OPENAI_CHAT, Protocol.TGI):
         found = probe(Target(url=simulator.url, protocol=protocol), reader)
         assert found == Probed(served_models=(MODEL,), simulated=True)
-    assert probe(Target(url=simulator.grpc_url, protocol=Protocol.TGIS), reader).problem == ""
+    assert probe(Target(url=simulator.grpc_url, protocol=Protocol.TGIS), reader) == Probed(simulated=True)
+
+
+def test_a_web_server_at_a_grpc_address_is_told(reader) -> None:
+    with answering(reply("404 Not Found")) as address:
+        assert "HTTP/2" in probe(Target(url=f"grpc://{address}", protocol=Protocol.TGIS), reader).problem
 
 
 def steps(*points: tuple[float, int], ramp: bool) -> Load:

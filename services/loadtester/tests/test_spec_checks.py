@@ -160,7 +160,7 @@ def rated(kind: LoadKind = LoadKind.POISSON, rate_per_second: float = 1.0, burst
         ),
         (replace(rated(), request_count=-1), "request_count", "must be >= 0, is -1"),
         (Load(kind=LoadKind.ALL_AT_ONCE), "request_count", "must be >= 1, is 0"),
-        (Load(kind=LoadKind.TRACE), "kind", "must not be trace: synthetic requests have no times"),
+        (Load(kind=LoadKind.TRACE), "kind", "must not be trace: only requests of a workload model have times"),
     ],
 )
 def test_load_is_checked(load: Load, field: str, problem: str) -> None:

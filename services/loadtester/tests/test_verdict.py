@@ -49,7 +49,12 @@ USER_SPACE = replace(FINE, stamp_sources=("kernel", "user_space"))
         (replace(HEALTHY, cpu_share=0.95), FINE, USERS, "used 95% of a core in its busiest second, the limit is 90%"),
         (replace(HEALTHY, loop_lag_p99_ms=5.1), FINE, POISSON, "woke up 5.1 ms late (p99), the limit is 5 ms"),
         (replace(HEALTHY, loop_lag_p99_ms=5.1), USER_SPACE, USERS, "woke up 5.1 ms late (p99), the limit is 5 ms"),
-        (replace(HEALTHY, coalesced_read_count=2_001), FINE, USERS, "2,001 of 200,000 reads (1.0%)"),
+        (
+            replace(HEALTHY, coalesced_read_count=2_001, loop_lag_p99_ms=1.1),
+            FINE,
+            USERS,
+            "2,001 of 200,000 reads (1.0%)",
+        ),
         (replace(HEALTHY, starved_count=2), FINE, USERS, "2 requests waited"),
         (
             replace(HEALTHY, clock_step_ms=1.5),
@@ -83,6 +88,7 @@ def test_numbers_of_a_client_that_was_too_slow_do_not_count(
         (replace(HEALTHY, cpu_share=0.89), FINE, USERS),
         (replace(HEALTHY, loop_lag_p99_ms=50), FINE, USERS),
         (replace(HEALTHY, loop_lag_p99_ms=5), FINE, POISSON),
+        (replace(HEALTHY, loop_lag_p99_ms=50), FINE, AT_ONCE),
         (replace(HEALTHY, coalesced_read_count=2_000), FINE, USERS),
         (replace(HEALTHY, starved_count=1), FINE, POISSON),
         (replace(HEALTHY, clock_step_ms=1), FINE, USERS),
@@ -94,6 +100,19 @@ def test_numbers_of_a_client_that_was_too_slow_do_not_count(
 )
 def test_numbers_at_the_limits_count(health: WorkerHealth, metrics: StageMetrics, load: Load) -> None:
     assert verdict_of([HEALTHY, health], metrics, load).is_valid
+
+
+def test_parts_that_the_server_sends_together_are_told_and_count() -> None:
+    """A worker that was in time did not merge them; speculative decoding writes several tokens at once."""
+    verdict = verdict_of([replace(HEALTHY, coalesced_read_count=20_000)] * 2, FINE, USERS)
+    assert verdict.is_valid
+    assert any("the server or the network sends them together" in note for note in verdict.notes)
+
+
+def test_replies_of_another_model_are_told() -> None:
+    verdict = verdict_of([HEALTHY, replace(HEALTHY, other_model="tiny", other_model_count=3)], FINE, USERS)
+    assert verdict.is_valid
+    assert any("3 replies say that they are of 'tiny'" in note for note in verdict.notes)
 
 
 def test_no_success_is_no_measurement() -> None:

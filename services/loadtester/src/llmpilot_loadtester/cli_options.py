@@ -62,7 +62,7 @@ class RunOptions:
 
     target: str
     protocol: str | None
-    model: str
+    served_model: str
     api_key: str
     headers: tuple[str, ...]
     ca_certificates: Path | None
@@ -121,7 +121,7 @@ _OPTIONS = (
         type=click.Choice([protocol.value for protocol in Protocol]),
         help="What the server speaks.  [default: tgis for grpc URLs, by the path of others, else openai-completions]",
     ),
-    click.option("--model", default="", help="Name of the served model.  [default: asked from the server]"),
+    click.option("--served-model", default="", help="Name of the served model.  [default: asked from the server]"),
     click.option(
         "--api-key",
         default="",
@@ -254,7 +254,7 @@ class _SpecReader:
         return Target(
             url=options.target if "://" in options.target else f"http://{options.target}",
             protocol=Protocol(options.protocol) if options.protocol else _protocol_of(options.target),
-            served_model=options.model,
+            served_model=options.served_model,
             api_key=options.api_key,
             headers=tuple(headers),
             ca_certificates_pem=self._file("--ca-certificates", options.ca_certificates).decode(errors="replace"),

@@ -1035,7 +1035,7 @@ class LiveMetrics(_message.Message):
     error_count: _builtins.int
     """Requests that failed."""
     tokens_per_second: _builtins.float
-    """Output tokens per second of the last second, from replies that are complete."""
+    """Output tokens per second of the last second, about: parts of replies times the tokens that a part had so far."""
     requests_per_second: _builtins.float
     """Requests per second of the last second."""
     ttft_median_ms: _builtins.float

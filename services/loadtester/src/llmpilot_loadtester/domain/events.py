@@ -56,7 +56,7 @@ class LiveMetrics:
     ok_count: int
     error_count: int
     tokens_per_second: float
-    """Of replies that ended in the last second."""
+    """Of the last second, about: parts received times the tokens that a part had so far."""
     requests_per_second: float
     ttft_median_ms: float | None
     itl_median_ms: float | None

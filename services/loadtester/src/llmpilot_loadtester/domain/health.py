@@ -21,5 +21,9 @@ class WorkerHealth:
     clock_step_ms: float = 0.0
     """Largest difference between the wall clock and the monotonic clock since the start."""
     dropped_record_count: int = 0
+    other_model: str = ""
+    """Another model than the one asked for, as a reply named it; empty: none did."""
+    other_model_count: int = 0
+    """Replies that named another model."""
     parse_backlog_count: int = 0
     """Replies that wait to be parsed."""

@@ -20,6 +20,7 @@ from llmpilot_loadtester.domain.window import Window
 
 NANOS_PER_MS = 1e6
 LEAST_SENDS_FOR_VARIATION = 3
+_CANCELLED = STATUSES.index("cancelled")
 Mask = npt.NDArray[np.bool_]
 
 
@@ -196,8 +197,10 @@ class _Arrivals:
 def _arrivals_of(records: RecordBatch, window: Window) -> _Arrivals:
     ended = records.is_ok & window.holds(records.end_nanos)
     inputs = records.input_tokens[ended]
-    is_of_ok = np.repeat(records.is_ok, np.diff(records.chunk_starts))
-    arrived = is_of_ok & window.holds(records.chunk_nanos)
+    # A long reply that began in the warm-up was served in the window, though it is cut off when the stage ends.
+    cut_off = (records.status == _CANCELLED) & (records.send_nanos < window.from_nanos)
+    counts = np.repeat(records.is_ok | cut_off, np.diff(records.chunk_starts))
+    arrived = counts & window.holds(records.chunk_nanos)
     return _Arrivals(
         request_count=int(ended.sum()),
         input_tokens=None if bool((inputs == UNKNOWN).any()) else int(inputs.sum()),

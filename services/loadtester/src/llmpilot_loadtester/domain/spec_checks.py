@@ -26,8 +26,8 @@ from llmpilot_loadtester.domain.spec import (
     Protocol,
     ServiceLevel,
     Stage,
-    SyntheticRequests,
     Target,
+    WorkloadRequests,
 )
 
 LARGEST_WORKER_COUNT = 256
@@ -140,8 +140,8 @@ def _load_violations(field: str, load: Load, spec: LoadTestSpec) -> Iterator[Vio
         yield from positive_violations(f"{field}.burstiness", load.burstiness)
     if load.kind is LoadKind.TRACE:
         yield from positive_violations(f"{field}.speed", load.speed)
-        if isinstance(spec.requests, SyntheticRequests):
-            yield Violation(f"{field}.kind", "must not be trace: synthetic requests have no times")
+        if not isinstance(spec.requests, WorkloadRequests):
+            yield Violation(f"{field}.kind", "must not be trace: only requests of a workload model have times")
     at_once = load.kind is LoadKind.ALL_AT_ONCE
     most = LARGEST_ALL_AT_ONCE if at_once else LARGEST_REQUEST_COUNT
     yield from whole_violations(f"{field}.request_count", load.request_count, int(at_once), most)

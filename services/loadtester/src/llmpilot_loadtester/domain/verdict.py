@@ -16,6 +16,7 @@ LARGEST_LATENESS_MS = 2.0
 LARGEST_LATENESS_IN_GAPS = 0.1
 LARGEST_STARVED_SHARE = 0.001
 LARGEST_COALESCED_SHARE = 0.01
+LARGEST_READ_LAG_MS = 1.0
 LARGEST_CLOCK_STEP_MS = 1.0
 LARGEST_ERROR_RATE = 0.01
 REQUESTS_FOR_P99 = math.ceil(math.log(0.025) / math.log(0.99))
@@ -65,11 +66,11 @@ def _worker_reasons(healths: Sequence[WorkerHealth], metrics: StageMetrics, load
 def _loss_reasons(healths: Sequence[WorkerHealth], metrics: StageMetrics) -> Iterator[str]:
     reads = sum(health.read_count for health in healths)
     coalesced = sum(health.coalesced_read_count for health in healths)
-    if coalesced > LARGEST_COALESCED_SHARE * reads:
+    if coalesced > LARGEST_COALESCED_SHARE * reads and _is_late(healths):
         yield (
             f"{coalesced:,} of {reads:,} reads ({coalesced / max(reads, 1):.1%}) brought several parts of a reply at "
             f"once, so that the earlier ones' times are lost; the limit is {LARGEST_COALESCED_SHARE:.0%}: "
-            f"{_MORE_WORKERS}, unless the server itself writes several tokens at once."
+            f"{_MORE_WORKERS}."
         )
     starved = sum(health.starved_count for health in healths)
     if starved > LARGEST_STARVED_SHARE * max(metrics.request_count, 1):
@@ -115,6 +116,7 @@ def _accuracy_notes(healths: Sequence[WorkerHealth], metrics: StageMetrics, load
             f"Users sent their next request up to {lag_ms:.1f} ms late (p99 of the event loop); arrivals were stamped "
             "by the kernel and are exact."
         )
+    yield from _server_notes(healths)
     if load.kind is LoadKind.ALL_AT_ONCE and metrics.send_lateness.max_ms is not None:
         yield f"It took {metrics.send_lateness.max_ms:.1f} ms to send all requests at once."
     if "chunks" in metrics.token_count_sources:
@@ -122,6 +124,26 @@ def _accuracy_notes(healths: Sequence[WorkerHealth], metrics: StageMetrics, load
             "Output tokens are counted as one per part of a reply, as the server reports no usage: give a tokenizer to "
             "count them."
         )
+
+
+def _server_notes(healths: Sequence[WorkerHealth]) -> Iterator[str]:
+    reads = sum(health.read_count for health in healths)
+    coalesced = sum(health.coalesced_read_count for health in healths)
+    if coalesced > LARGEST_COALESCED_SHARE * reads and not _is_late(healths):
+        yield (
+            f"{coalesced:,} of {reads:,} reads ({coalesced / max(reads, 1):.1%}) brought several parts of a reply at "
+            "once, though the load tester was in time: the server or the network sends them together, and the gaps "
+            "between them are 0."
+        )
+    others = sum(health.other_model_count for health in healths)
+    if others:
+        name = next(health.other_model for health in healths if health.other_model_count)
+        yield f"{others:,} replies say that they are of {name!r}, which is not the model that was asked for."
+
+
+def _is_late(healths: Sequence[WorkerHealth]) -> bool:
+    """Whether a worker came to its sockets so late that what arrived meanwhile is read as one."""
+    return max(health.loop_lag_p99_ms for health in healths) > LARGEST_READ_LAG_MS
 
 
 def _sample_notes(metrics: StageMetrics) -> Iterator[str]:

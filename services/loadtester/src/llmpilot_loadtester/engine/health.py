@@ -66,6 +66,7 @@ class HealthWatch:
         self._reader, self._recorder = reader, recorder
         self._reads_before = reader.read_count, reader.kernel_stamp_count
         self._coalesced_before = recorder.coalesced_read_count
+        self._other_before = recorder.other_model_count
         self._lag = LagHistogram()
         self._cpu_share = 0.0
         self._clock_step_nanos = 0
@@ -88,6 +89,8 @@ class HealthWatch:
             starved_count=self.starved_count,
             clock_step_ms=self._clock_step_nanos / 1e6,
             dropped_record_count=self.dropped_record_count,
+            other_model=self._recorder.other_model,
+            other_model_count=self._recorder.other_model_count - self._other_before,
             parse_backlog_count=self._recorder.backlog_count,
         )
 

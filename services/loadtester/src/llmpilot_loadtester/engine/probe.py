@@ -9,10 +9,16 @@ from dataclasses import replace
 from llmpilot_loadtester.domain.spec import Protocol, Target
 from llmpilot_loadtester.engine.connection import Connection, RawReply
 from llmpilot_loadtester.engine.reader import Reader
-from llmpilot_loadtester.engine.sockets import ConnectError, Dialer
-from llmpilot_loadtester.protocols.adapters import ServedModels, models_exchange, models_request, read_models
+from llmpilot_loadtester.protocols.adapters import (
+    ServedModels,
+    model_info_adapter,
+    models_exchange,
+    models_request,
+    read_model_info,
+    read_models,
+)
 from llmpilot_loadtester.protocols.http_reply import read_http
-from llmpilot_loadtester.protocols.reply import Exchange, Received, Reply
+from llmpilot_loadtester.protocols.reply import Exchange, ProtocolAdapter, Received, Reply
 from llmpilot_loadtester.worker_messages import Probed
 
 _LIMIT_SECONDS = 15.0
@@ -53,22 +59,30 @@ def probe(target: Target, reader: Reader) -> Probed:
     """Connect, and ask what is served. Blocks the greenlet."""
     request = models_request(target)
     if request is None:
-        return _connect(target)
+        return _judge_tgis(target, _ask(target, reader, model_info_adapter(target), b""))
+    return _judge(target, _ask(target, reader, _ModelsAdapter(), request))
+
+
+def _ask(target: Target, reader: Reader, adapter: ProtocolAdapter, request: bytes) -> RawReply:
     limit_seconds = min(target.request_timeout_seconds, _LIMIT_SECONDS)
-    connection = Connection(replace(target, request_timeout_seconds=limit_seconds), _ModelsAdapter(), reader)
+    connection = Connection(replace(target, request_timeout_seconds=limit_seconds), adapter, reader)
     try:
-        reply = connection.request(request, "probe")
+        return connection.request(request, "probe")
     finally:
         connection.close()
-    return _judge(target, reply)
 
 
-def _connect(target: Target) -> Probed:
-    try:
-        Dialer(target).open().raw.close()
-    except ConnectError as error:
-        return Probed(problem=str(error))
-    return Probed(served_models=(target.served_model,) if target.served_model else ())
+def _judge_tgis(target: Target, reply: RawReply) -> Probed:
+    """TGIS has one model and does not name it; a server without ModelInfo can still be put under load."""
+    known = (target.served_model,) if target.served_model else ()
+    call = read_model_info(reply.exchange)
+    if call is None:
+        hint = _PORT_HINT if reply.parts else ""
+        return Probed(problem=f"{reply.error or f'{target.url} does not answer in HTTP/2'}{hint}")
+    if call.is_let_in:
+        return Probed(served_models=known, simulated=call.is_simulated)
+    told = "does not accept the API key" if target.api_key else "wants an API key"
+    return Probed(problem=f"{target.url} {told} ({call.problem}): give the right one with --api-key")
 
 
 def _judge(target: Target, reply: RawReply) -> Probed:

@@ -57,11 +57,20 @@ class Recorder:
         sink: Callable[[bytes, int], None] | None,
         *,
         on_parsed: Callable[[EndedRequest], None] | None = None,
+        asked_model: str = "",
     ) -> None:
-        """sink: takes a frame and the number of its records; None: records are not wanted."""
+        """sink: takes a frame and the number of its records; None: records are not wanted.
+
+        asked_model: the model that replies should be of; empty: any.
+        """
         self.coalesced_read_count = 0
         """Reads that brought several parts with tokens of one reply."""
+        self.other_model = ""
+        """The model that a reply was of instead; empty: none was."""
+        self.other_model_count = 0
+        """Replies of other models."""
         self._sink = sink
+        self._asked_model = asked_model
         self._on_parsed = on_parsed
         self._backlog: deque[EndedRequest] = deque()
         self._backlog_bytes = 0
@@ -123,6 +132,10 @@ class Recorder:
     def _parse_next(self) -> None:
         ended = self._backlog.popleft()
         self._backlog_bytes -= ended.size_bytes
+        model = ended.generation.reply.served_model
+        if model and self._asked_model and model != self._asked_model:
+            self.other_model = model
+            self.other_model_count += 1
         if self._sink is not None:
             self._rows.add(ended)
         if self._on_parsed is not None:

@@ -125,7 +125,7 @@ class _StageWork:
     ) -> None:
         new_adapter = new_adapter_for(order.target, order.reply_tokenizer_json)
         self._outbox = outbox
-        self._recorder = Recorder(self._give_away)
+        self._recorder = Recorder(self._give_away, asked_model=order.target.served_model)
         gc.collect()
         gc.freeze()  # what lives until the end is not looked at again: a collection stops the loop for milliseconds
         gc.set_threshold(_YOUNG_OBJECTS)

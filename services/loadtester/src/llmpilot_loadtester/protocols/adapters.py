@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import msgspec
 
 from llmpilot_loadtester.domain.spec import Protocol, Target
+from llmpilot_loadtester.protocols.grpc_messages import read_status
 from llmpilot_loadtester.protocols.http1 import HttpExchange, endpoint_path, request_head
+from llmpilot_loadtester.protocols.http2 import Stream
 from llmpilot_loadtester.protocols.http_reply import read_http
 from llmpilot_loadtester.protocols.openai import (
     CHAT_PATH,
@@ -17,7 +19,7 @@ from llmpilot_loadtester.protocols.openai import (
 from llmpilot_loadtester.protocols.reply import CountTokens, Exchange, ProtocolAdapter, Received
 from llmpilot_loadtester.protocols.server_errors import DECODE_ERRORS, DISCONNECTED, quoted, refusal
 from llmpilot_loadtester.protocols.tgi import GENERATE_PATH, INFO_PATH, tgi
-from llmpilot_loadtester.protocols.tgis import DecodeResponse, TgisAdapter
+from llmpilot_loadtester.protocols.tgis import MODEL_INFO_PATH, DecodeResponse, TgisAdapter, TgisMessage
 
 SIMULATED_HEADER = "x-llm-pilot-simulated"
 _OK_HTTP = 200
@@ -110,6 +112,40 @@ def read_models(received: Received) -> ServedModels:
         names=tuple(name for name in names if name),
         is_simulated=is_simulated or any(model.simulated for model in models.data),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfoCall:
+    """How a TGIS server took the call that asks about its model."""
+
+    is_let_in: bool
+    """Whether it did not refuse who asks."""
+    is_simulated: bool
+    problem: str
+    """What gRPC says of the call; empty: it went well."""
+
+
+def model_info_adapter(target: Target) -> ProtocolAdapter:
+    """Return what asks a TGIS server about its model; the body of the request is empty."""
+    return TgisAdapter(target, None, _no_message, path=MODEL_INFO_PATH)
+
+
+def read_model_info(exchange: object) -> ModelInfoCall | None:
+    """Read the call from its exchange; None: the server does not speak gRPC, or said nothing."""
+    if not isinstance(exchange, Stream) or exchange.problem or not (exchange.headers or exchange.trailers):
+        return None
+    headers = dict(exchange.headers or ()) | dict(exchange.trailers or ())
+    wrong = read_status(exchange)
+    problem = wrong[1] if wrong else ""
+    return ModelInfoCall(
+        is_let_in=not problem.startswith(("UNAUTHENTICATED", "PERMISSION_DENIED", "HTTP 401", "HTTP 403")),
+        is_simulated=headers.get(SIMULATED_HEADER) == "true",
+        problem=problem,
+    )
+
+
+def _no_message(data: bytes) -> TgisMessage:
+    raise ValueError(f"{len(data)} bytes of something else")
 
 
 def _beside(path: str, generation: str, models: str) -> str:

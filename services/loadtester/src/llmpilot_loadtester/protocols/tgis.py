@@ -23,6 +23,7 @@ from llmpilot_loadtester.protocols.server_errors import DISCONNECTED, MALFORMED,
 from llmpilot_loadtester.protocols.token_counts import End, Pieces, count
 
 GENERATE_STREAM_PATH = "/fmaas.GenerationService/GenerateStream"
+MODEL_INFO_PATH = "/fmaas.GenerationService/ModelInfo"
 
 
 class StopReason(IntEnum):
@@ -68,14 +69,21 @@ class TgisAdapter:
 
     preface = PREFACE
 
-    def __init__(self, target: Target, count_tokens: CountTokens | None, decode: DecodeResponse) -> None:
+    def __init__(
+        self,
+        target: Target,
+        count_tokens: CountTokens | None,
+        decode: DecodeResponse,
+        *,
+        path: str = GENERATE_STREAM_PATH,
+    ) -> None:
         split = urlsplit(target.url)
         own = [(name.lower(), value) for name, value in sent_headers(target)]
         self._packed_headers = pack_headers(
             [
                 (":method", "POST"),
                 (":scheme", "https" if split.scheme in ("grpcs", "https") else "http"),
-                (":path", endpoint_path(target.url, GENERATE_STREAM_PATH)),
+                (":path", endpoint_path(target.url, path)),
                 (":authority", split.netloc.rpartition("@")[2]),
                 ("te", "trailers"),
                 ("content-type", "application/grpc"),

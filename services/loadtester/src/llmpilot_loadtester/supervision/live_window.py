@@ -26,7 +26,6 @@ class _Glance:
 
     at_seconds: float
     ok_count: int
-    token_count: int
     ttft_ms: Numbers
     itl_ms: Numbers
 
@@ -39,17 +38,20 @@ class LiveWindow:
         self.error_count = 0
         self.pulses: list[Pulse | None] = [None] * worker_count
         self._glances: deque[_Glance] = deque()
+        self._reads: deque[tuple[float, int]] = deque()
+        self._token_count = self._part_count = 0
 
     def add(self, batch: RecordBatch, at_seconds: float) -> None:
         """Take the records of a frame that came at a moment of any clock."""
         ok_count = int(batch.is_ok.sum())
         self.ok_count += ok_count
         self.error_count += len(batch) - ok_count
+        self._token_count += int(batch.chunk_tokens.sum())
+        self._part_count += len(batch.chunk_tokens)
         self._glances.append(
             _Glance(
                 at_seconds=at_seconds,
                 ok_count=ok_count,
-                token_count=int(batch.chunk_tokens.sum()),
                 ttft_ms=_ttft_ms(batch),
                 itl_ms=_itl_ms(batch),
             )
@@ -69,12 +71,26 @@ class LiveWindow:
             sent_count=sum(pulse.sent_count for pulse in pulses),
             ok_count=self.ok_count,
             error_count=self.error_count,
-            tokens_per_second=sum(glance.token_count for glance in self._glances) / WINDOW_SECONDS,
+            tokens_per_second=self._tokens_per_second(sum(pulse.health.read_count for pulse in pulses), at_seconds),
             requests_per_second=sum(glance.ok_count for glance in self._glances) / WINDOW_SECONDS,
             ttft_median_ms=_median([glance.ttft_ms for glance in self._glances]),
             itl_median_ms=_median([glance.itl_ms for glance in self._glances]),
             worker_cpu=max((pulse.health.cpu_share for pulse in pulses), default=0.0),
         )
+
+    def _tokens_per_second(self, read_count: int, at_seconds: float) -> float:
+        """Return parts received per second of the last second, times the tokens that a part had so far.
+
+        Replies may last for minutes: what ended in the last second would say nothing of those that go on.
+        """
+        self._reads.append((at_seconds, read_count))
+        while self._reads[0][0] < at_seconds - WINDOW_SECONDS:
+            self._reads.popleft()
+        began_seconds, read_before = self._reads[0]
+        if at_seconds <= began_seconds:
+            return 0.0
+        tokens_per_part = self._token_count / self._part_count if self._part_count else 1.0
+        return max(read_count - read_before, 0) / (at_seconds - began_seconds) * tokens_per_part
 
 
 def _ttft_ms(batch: RecordBatch) -> Numbers:
