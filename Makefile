@@ -10,10 +10,10 @@ TESTS := $(wildcard $(addsuffix /tests,$(MEMBERS)) tests/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export LLMPILOT_DATA ?= $(abspath ../shared/data)
 
-.PHONY: help setup run up test lint types proto baseline lock verify bench ci clean
+.PHONY: help setup run up test test-real lint types proto baseline lock verify bench ci clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: $(VENV)/.runtime ## create the environment from requirements.lock
 
@@ -38,6 +38,9 @@ up: $(VENV)/.runtime ## keep the platform running and print where to call it
 
 test: $(VENV)/.dev ## run every test (real data from LLMPILOT_DATA, ../shared/data unless set; skipped where absent)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-real: $(VENV)/.dev ## the load tester against a server that nobody here wrote: LLMPILOT_REAL_SERVER=http://HOST:PORT
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/real
 
 lint: $(VENV)/.dev ## ruff, import-linter, buf lint, buf breaking
 	$(BIN)/ruff check .
