@@ -49,7 +49,7 @@ lint: $(VENV)/.dev ## ruff, import-linter, buf lint, buf breaking
 	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code && ../$(BIN)/buf breaking --against baseline.binpb
 
 space := $(subst ,, )
-types: export MYPYPATH = $(subst $(space),:,$(strip $(SOURCES)))
+types: export MYPYPATH = $(subst $(space),:,$(strip $(SOURCES) benchmarks))
 types: $(VENV)/.dev ## mypy --strict, sources and tests
 	$(BIN)/mypy $(SOURCES)
 	@for tests in $(TESTS) benchmarks conftest.py; do $(BIN)/mypy $$tests || exit 1; done

@@ -76,11 +76,15 @@ def serve(mode: str, address: str, log: Path) -> None:
 def golden_server(mode: str, log: Path, *, core: int) -> Iterator[tuple[str, int]]:
     """Run the server on one core; yields its address and process id, and has stopped it when the block is left."""
     command = ["taskset", "-c", str(core), sys.executable, __file__, mode, "127.0.0.1:0", str(log)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    errors = log.with_name("server-errors")
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
         try:
             address = process.stdout.readline().strip() if process.stdout else ""
             if not address:
-                raise RuntimeError(f"the golden server did not start: exit status {process.wait(STOP_SECONDS)}")
+                raise RuntimeError(f"the golden server did not start: {errors.read_text()}")
             yield address, process.pid
         finally:
             process.terminate()

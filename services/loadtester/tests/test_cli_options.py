@@ -5,7 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_loadtester.cli_options import RunOptions, run_options, spec_of
+from llmpilot_loadtester.cli_options import RunOptions, run_options
+from llmpilot_loadtester.cli_spec import llm_config_of, spec_of
 from llmpilot_loadtester.domain.spec import (
     LoadKind,
     LoadTestSpec,
@@ -19,19 +20,24 @@ from llmpilot_loadtester.domain.spec import (
 TARGET = ["--target", "http://localhost:8000"]
 
 
-def spec(*arguments: str) -> LoadTestSpec:
-    """What a command line means; raises what it refuses."""
-    found: list[LoadTestSpec] = []
+def options_of(*arguments: str) -> RunOptions:
+    """The options of a command line."""
+    found: list[RunOptions] = []
 
     @click.command()
     @run_options
     def command(**options: object) -> None:
-        found.append(spec_of(RunOptions(**options)))  # type: ignore[arg-type]
+        found.append(RunOptions(**options))  # type: ignore[arg-type]
 
     result = CliRunner().invoke(command, [*TARGET, *arguments], standalone_mode=False)
     if result.exception:
         raise result.exception
     return found[0]
+
+
+def spec(*arguments: str) -> LoadTestSpec:
+    """What a command line means; raises what it refuses."""
+    return spec_of(options_of(*arguments))
 
 
 def refusals(*arguments: str) -> list[str]:
@@ -122,6 +128,15 @@ def test_the_key_comes_from_the_environment_and_is_not_shown(monkeypatch: pytest
     assert "blue" not in repr(made)
 
 
+def test_the_config_of_an_llm_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    options = options_of("--llm", "mine", "--llm-config", str(path))
+    assert (spec_of(options).llm_name, llm_config_of(options)) == ("mine", "{}")
+    with pytest.raises(InvalidInputError, match="--llm-config: /no/such cannot be read"):
+        llm_config_of(options_of("--llm", "mine", "--llm-config", "/no/such"))
+
+
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     told = refusals(
         "--users", "1,x", "--rate", "5", "--low", "2", "--speed", "3", "--header", "nothing", "--scale", "a=b"
@@ -149,6 +164,11 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         ),
         (["--prompts", "/no/such"], "--prompts: /no/such cannot be read: No such file or directory"),
         (["--duration", "0"], "--duration: must be > 0, is 0 s"),
+        (["--llm-config", "x"], "--llm-config: goes with --llm, the name that measurements are published under"),
+        (
+            ["--at-once", "5", "--warm-up", "1s"],
+            "--warm-up: goes without --at-once, which sends so many requests when the stage starts",
+        ),
     ],
 )
 def test_it_is_told_what_is_wrong(arguments: list[str], told: str) -> None:

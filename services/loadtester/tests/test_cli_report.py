@@ -82,10 +82,10 @@ def test_report_writes_every_format_and_shows_a_row_a_stage(records: Path, tmp_p
     }  # fmt: skip
     lines = done.stdout.splitlines()
     assert lines[0] == "simulated: the server says of itself that it is a simulator"
-    assert lines[2].split()[:10] == ["1", "user", "50", "0", "%", "20", "20", "10", "10", "30"]
-    assert lines[3].rstrip().endswith("not valid")
-    assert "not valid because the client was late" in lines[4]
-    assert set(lines[5:]) == {str(path) for path in out.iterdir()}
+    assert lines[3].split()[:10] == ["1", "user", "50", "0", "%", "20", "20", "10", "10", "30"]
+    assert lines[4].rstrip().endswith("not valid")
+    assert "not valid because the client was late" in lines[5]
+    assert set(lines[6:]) == {str(path) for path in out.iterdir()}
 
 
 def test_report_follows_from_the_records_alone(records: Path, tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_compare_says_what_differs_and_what_does_not(records: Path, tmp_path: Pa
     rows = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
     assert "10.0 % higher [+10, +10] %" in rows["TTFT median"]
     assert "no difference seen [+0, +0] %" in rows["ITL median"]
-    assert "not in all of them: first.parquet: 2 users" in done.stdout
-    assert "not in all of them: second.parquet: 4 users" in done.stdout
+    assert "not in all of them: first: 2 users" in done.stdout
+    assert "not in all of them: second: 4 users" in done.stdout
     assert "first: simulated, m" in done.stdout
     assert "noise within each run" in done.stdout
 
@@ -143,7 +143,7 @@ def test_compare_says_what_differs_and_what_does_not(records: Path, tmp_path: Pa
 def test_compare_as_json_has_the_same_numbers(records: Path) -> None:
     told = json.loads(call(compare, records, records, "--json").stdout)
     assert [stage["load"] for stage in told["stages"]] == ["1 user", "2 users"]
-    assert told["stages"][1]["doubts"] == ["first.parquet is not valid: the client was late"] * 2
+    assert told["stages"][1]["doubts"] == [f"{records} is not valid: the client was late"] * 2
     (differences,) = told["stages"][0]["against_first"].values()
     assert {(one["change"], one["is_seen"]) for one in differences} == {(0.0, False)}
 

@@ -9,7 +9,7 @@ from llmpilot_contracts.record_schema import STATUSES
 from llmpilot_loadtester.domain.records import RecordBatch
 from llmpilot_loadtester.domain.results import Verdict
 from llmpilot_loadtester.domain.spec import Load, LoadKind, Stage, UserStep
-from llmpilot_loadtester.outputs.comparison import Difference, compare
+from llmpilot_loadtester.outputs.comparison import Difference, compare, names_of
 from llmpilot_loadtester.outputs.records_file import RecordsFile, read_records, write_records
 from llmpilot_loadtester.outputs.resampling import grouped_quantile_replicates, quantile_replicates
 from llmpilot_loadtester.outputs.run_facts import RunFacts, StageFacts
@@ -171,3 +171,34 @@ def test_tokens_of_a_request_are_drawn_together() -> None:
     clustered = grouped_quantile_replicates(values, owners, [0.5], generator)[:, 0].std()
     of_requests = quantile_replicates(of_request, 0.5, generator).std()
     assert clustered == pytest.approx(of_requests, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/one.parquet", "b/two.parquet"], ["one", "two"]),
+        (["x/a/records.parquet", "y/b/records.parquet"], ["a", "b"]),
+        (["x/a/records.parquet", "y/a/records.parquet"], ["x/a/records.parquet", "y/a/records.parquet"]),
+    ],
+)
+def test_files_are_named_by_what_tells_them_apart(paths: list[str], names: list[str]) -> None:
+    assert names_of([Path(path) for path in paths]) == names
+
+
+def test_throughput_is_that_of_the_report(write: Callable[..., RecordsFile]) -> None:
+    """A reply that began in the warm-up and was cut off at the end was served in the window: 3 tokens in 20 s."""
+    long = requests(1, seed=1)
+    long = replace(
+        long,
+        send_nanos=np.array([0]),
+        status=np.array([STATUSES.index("cancelled")]),
+        errors=("cut off",),
+        chunk_starts=np.array([0, 4]),
+        chunk_nanos=np.array([1, 6, 7, 8]) * 1_000 * MS,
+        chunk_tokens=np.ones(4, np.int64),
+    )
+    facts = stage_of(8)
+    facts = replace(facts, stage=replace(facts.stage, warm_up_seconds=5.0))
+    file = write("a", (facts, long))
+    found = by_metric(compare([file, file]).stages[0].differences[0])
+    assert found["output tokens/s"].first == 3 / SECONDS

@@ -12,15 +12,22 @@ import gevent
 import pytest
 import trustme
 
-from llmpilot_loadtester.domain.spec import Target
+from llmpilot_loadtester.domain.spec import Protocol, Target
 from llmpilot_loadtester.engine import reader as reader_module
 from llmpilot_loadtester.engine.connection import Connection
 from llmpilot_loadtester.engine.pacer import Pacer
 from llmpilot_loadtester.engine.reader import Reader
+from llmpilot_loadtester.engine.sockets import Dialer, OpenSocket, ask_for_stamps
 from llmpilot_loadtester.protocols.adapters import adapter_for
+from llmpilot_loadtester.protocols.http1 import HttpAdapter
+from llmpilot_loadtester.protocols.http2 import ACK, DATA, PING, frames, pack_frame
+from llmpilot_loadtester.protocols.reply import Exchange, Reply
+from llmpilot_loadtester.wire_tgis import decode_generation_response
 
 LIMIT_SECONDS = 10.0
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+MAGIC_BYTES = 24
+"""What a connection of HTTP/2 begins with."""
 END = b"0\r\n\r\n"
 
 Talk = Callable[[socket.socket], None]
@@ -74,8 +81,26 @@ def serving(*talks: Talk, context: ssl.SSLContext | None = None) -> Iterator[int
         listener.close()
 
 
+@pytest.fixture(scope="module")
+def stamping() -> Iterator[None]:
+    """The kernel stamps what arrives, which it begins to do a moment after it was asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as own:
+        ask_for_stamps(own)
+        own.connect(listener.getsockname())
+        own.settimeout(LIMIT_SECONDS)
+        peer, _ = listener.accept()
+        with peer:
+            deadline = time.monotonic() + LIMIT_SECONDS
+            ancillary: list[tuple[int, int, bytes]] = []
+            while not ancillary:
+                assert time.monotonic() < deadline, "this kernel stamps nothing"
+                peer.send(b"x")
+                _, ancillary, _, _ = own.recvmsg(1, 64)
+            yield
+
+
 @pytest.fixture
-def reader() -> Iterator[Reader]:
+def reader(stamping: None) -> Iterator[Reader]:  # noqa: ARG001 it goes on while the socket is open
     """What watches the sockets."""
     made = Reader()
     yield made
@@ -158,6 +183,26 @@ def test_a_connection_that_was_closed_between_two_requests_is_opened_again(reade
     assert not second.failure
 
 
+def test_a_server_that_took_the_request_and_closed_has_failed_it(reader: Reader) -> None:
+    """On a connection that was used before, too: sent again in silence, it would count as late, not as failed."""
+    taken = []
+
+    def talk(peer: socket.socket) -> None:
+        read_request(peer)
+        peer.sendall(HEAD + chunk(b"data: a\n\n") + END)
+        taken.append(read_request(peer))
+
+    with (
+        serving(talk, stream(b"data: b\n\n")) as port,
+        connection_to(f"http://127.0.0.1:{port}", reader) as connection,
+    ):
+        assert connection.request(b"{}", "r1").is_whole
+        failed = connection.request(b"{}", "r2")
+        assert connection.request(b"{}", "r3").is_whole
+    assert (failed.failure, failed.error) == ("disconnected", "the server closed the connection before its reply")
+    assert taken == [b"{}"]
+
+
 def test_a_server_that_says_close_gets_a_new_connection(reader: Reader) -> None:
     def talk(peer: socket.socket) -> None:
         read_request(peer)
@@ -237,6 +282,92 @@ def test_an_answer_that_comes_before_the_request_was_taken_is_read(reader: Reade
     assert b"413" in reply.parts[0]
 
 
+def test_what_http2_must_answer_does_not_go_into_the_middle_of_a_request(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes a part of the request at first, and the server asks for answers before it reads the rest."""
+    body = bytes(range(256)) * 200
+    received = bytearray()
+
+    def whole_frames() -> list[tuple[int, int, bytes]]:
+        data = bytes(received[MAGIC_BYTES:])
+        return [(kind, flags, data[start:end]) for kind, flags, _, start, end in frames(data)]
+
+    def talk(peer: socket.socket) -> None:
+        received.extend(peer.recv(MAGIC_BYTES))
+        peer.sendall(b"".join(pack_frame(PING, 0, 0, b"%08d" % number) for number in range(100)))
+        answering.wait(LIMIT_SECONDS)
+        while [kind for kind, _, _ in whole_frames()].count(PING) < 100:
+            received.extend(peer.recv(4096))
+
+    def with_a_small_buffer(dialer: Dialer) -> OpenSocket:
+        opened = original(dialer)
+        opened.raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return opened
+
+    original = Dialer.open
+    monkeypatch.setattr(Dialer, "open", with_a_small_buffer)
+    answering = threading.Event()
+    with serving(talk) as port:
+        target = Target(url=f"grpc://127.0.0.1:{port}", protocol=Protocol.TGIS)
+        adapter = adapter_for(target, count_tokens=None, decode_tgis=decode_generation_response)
+        waiting = gevent.spawn(Connection(target, adapter, reader).request, body, "r1")
+        while not reader.read_count:
+            gevent.sleep(0.001)
+        answering.set()
+        waiting.get(timeout=LIMIT_SECONDS)
+    sent = b"".join(content for kind, _, content in whole_frames() if kind == DATA)
+    assert sent[5:] == body  # after the length of the message
+    assert [flags for kind, flags, _ in whole_frames() if kind == PING] == [ACK] * 100
+
+
+class MistakenAdapter(HttpAdapter):
+    """An adapter with a mistake."""
+
+    def exchange(self) -> Exchange:
+        """Raise when the reply comes."""
+        return MistakenExchange()
+
+    def between(self, part: bytes) -> bytes | None:
+        """Raise."""
+        raise KeyError(part)
+
+
+class MistakenExchange:
+    """What it watches with."""
+
+    outgoing = b""
+    keeps_connection = True
+
+    def feed(self, part: bytes) -> bool:
+        """Raise."""
+        raise KeyError(part)
+
+
+def test_a_mistake_of_an_adapter_costs_its_own_request_only(reader: Reader) -> None:
+    with serving(stream(b"data: a\n\n"), stream(b"data: b\n\n")) as port:
+        target = Target(url=f"http://127.0.0.1:{port}")
+        mistaken = Connection(target, MistakenAdapter(target, "/", lambda _: Reply()), reader)
+        reply = mistaken.request(b"{}", "r1")
+        assert (reply.failure, "please report it" in reply.error) == ("malformed", True)
+        with connection_to(target.url, reader) as connection:
+            assert connection.request(b"{}", "r2").is_whole
+
+
+def test_whoever_raises_when_it_should_read_does_not_make_the_others_deaf(reader: Reader) -> None:
+    def mistaken() -> None:
+        reader.remove(own.fileno())
+        raise KeyError("a mistake")
+
+    own, peer = socket.socketpair()
+    with own, peer:
+        reader.add(own.fileno(), mistaken)
+        peer.send(b"x")
+        with serving(stream(b"data: a\n\n")) as port, connection_to(f"http://127.0.0.1:{port}", reader) as connection:
+            gevent.sleep(0.01)
+            assert connection.request(b"{}", "r1").is_whole
+
+
 def test_a_line_of_ten_megabytes_is_received(reader: Reader) -> None:
     with (
         serving(stream(b"data: " + b"y" * 10_000_000 + b"\n\n")) as port,
@@ -274,8 +405,7 @@ def test_a_killed_greenlet_leaves_nothing_under_way(reader: Reader) -> None:
         while not connection.is_busy:
             gevent.sleep(0.001)
         waiting.kill()
-        assert not connection.is_busy
-        assert reader.stream_count == 0
+        assert (connection.is_busy, reader.stream_count) == (False, 0)
 
 
 def test_nobody_listening_is_told(reader: Reader) -> None:
@@ -377,8 +507,8 @@ def test_a_reply_that_nobody_asked_for_closes_the_connection(reader: Reader) -> 
         assert b"data: b" in b"".join(connection.request(b"{}", "r2").parts)
 
 
-def test_the_pacer_never_wakes_early_and_mostly_on_time() -> None:
-    """Of 50 sleeps; a loaded machine delays some, hence the median."""
+def test_the_pacer_never_wakes_early_and_can_wake_on_time() -> None:
+    """The best of 50 sleeps, as a loaded machine delays most; libev's timers would be 700 us late at best."""
     pacer = Pacer()
     late_nanos = []
     for _ in range(50):
@@ -386,5 +516,4 @@ def test_the_pacer_never_wakes_early_and_mostly_on_time() -> None:
         pacer.sleep_until(due)
         late_nanos.append(time.time_ns() - due)
     pacer.close()
-    assert min(late_nanos) >= 0
-    assert sorted(late_nanos)[25] < 1_000_000
+    assert 0 <= min(late_nanos) < 500_000

@@ -213,3 +213,10 @@ def test_shares_are_percent() -> None:
     assert [percent(share) for share in (None, 0.0, 1.0, 0.95, 0.00123, 0.9999)] == [
         "–", "0 %", "100 %", "95 %", "0.123 %", "100 %",
     ]  # fmt: skip
+
+
+def test_names_of_points_do_not_cover_each_other() -> None:
+    line = Series(x=np.array([0.0, 99.9, 100.0]), y=np.array([1.0, 1.0, 1.0]), point_labels=("one", "two", "three"))
+    svg = line_chart(Axis(label="x"), Axis(label="y"), [line])
+    assert [name in svg.replace(f"<title>{name}:", "") for name in ("one", "two", "three")] == [True, True, False]
+    assert "<title>three: 1 at 100</title>" in svg

@@ -138,6 +138,7 @@ def test_the_version_and_the_connection_header_say_whether_a_connection_is_kept(
         ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], "no HTTP status"),
         ([b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"], "no HTTP header"),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"], "no Content-Length"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"], "no Content-Length"),
         ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 66_000], "a response head of more than 65,536 bytes"),
         ([CHUNKED + b"xyz\r\n\r\n"], "a chunk of size b'xyz'"),
         ([CHUNKED + b"-5\r\n\r\n"], "a chunk of size b'-5'"),

@@ -1,6 +1,7 @@
 """What goes wrong in a load test: workers, server, generator, supervisor. Nothing hangs, nothing recorded is lost."""
 
 import asyncio
+import http.server
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,13 +119,14 @@ class Trial:
         limits: Limits | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
         worker_count: int = 1,
+        target: Target | None = None,
     ) -> None:
         self.events: list[RunEvent] = []
         self.stop = asyncio.Event()
         self.happened_at = 0.0
         self._act: Act | None = None
         spec = LoadTestSpec(
-            target=Target(url=url, request_timeout_seconds=5.0),
+            target=replace(target or Target(url=url), url=url, request_timeout_seconds=5.0),
             requests=REQUESTS,
             stages=stages,
             worker_count=worker_count,
@@ -145,10 +148,12 @@ class Trial:
         finally:
             assert not workers_of()
 
-    async def run(self, emit: Callable[[RunEvent], Awaitable[None]] | None = None) -> None:
+    async def run(
+        self, emit: Callable[[RunEvent], Awaitable[None]] | None = None, done: Sequence[StageResult] = ()
+    ) -> None:
         """Run it to its end."""
         async with asyncio.timeout(LIMIT_SECONDS):
-            await self._run.run(emit or self._emit, stop=self.stop)
+            await self._run.run(emit or self._emit, stop=self.stop, done=done)
 
     async def _emit(self, event: RunEvent) -> None:
         self.events.append(event)
@@ -193,12 +198,14 @@ def test_a_worker_that_hangs_is_killed_and_its_stage_does_not_count(simulator: s
 
 
 def test_no_worker_is_left_when_the_supervisor_is_killed_in_the_middle(simulator: str) -> None:
+    """Not even one that is stopped, which does not see that its pipe has ended."""
     command = [sys.executable, str(PROGRAMS / "doomed_load_run.py"), simulator]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         assert supervisor.stdout.readline() == "measuring\n"
         workers = workers_of(supervisor.pid)
         assert len(workers) == 2
+        workers[0].suspend()
         supervisor.send_signal(signal.SIGKILL)
     gone, alive = psutil.wait_procs(workers, timeout=LIMIT_SECONDS)
     assert len(gone) + sum(worker.status() == psutil.STATUS_ZOMBIE for worker in alive) == 2
@@ -234,6 +241,28 @@ def test_a_run_can_be_stopped_while_the_server_does_not_even_say_what_it_serves(
     assert not workers_of()
 
 
+def test_what_is_measured_already_needs_no_server(simulator: str) -> None:
+    """A run that was interrupted when all that was left was to say how it ended."""
+    first = Trial(simulator, SHORT)
+    first.go()
+    again = Trial("http://127.0.0.1:1", SHORT)
+    asyncio.run(again.run(done=first.results))
+    assert not again.events
+
+
+def test_a_run_is_stopped_while_its_last_events_wait_for_nats(simulator: str) -> None:
+    trial = Trial(simulator, SHORT)
+
+    async def emit(event: RunEvent) -> None:
+        if isinstance(event, StageMeasured):
+            trial.happened_at = time.monotonic()
+            trial.stop.set()
+            await asyncio.Event().wait()
+
+    trial.go(emit=emit)
+    assert time.monotonic() - trial.happened_at < STOP_SECONDS
+
+
 def test_a_run_that_is_cancelled_ends_its_workers_soon(simulator: str) -> None:
     trial = Trial(simulator, LONG)
 
@@ -255,6 +284,42 @@ def test_a_server_that_goes_down_is_told_by_its_requests(tmp_path: Path) -> None
     (result,) = trial.results
     assert result.metrics.ok_count > 0
     assert [error.status for error in result.metrics.errors] == ["disconnected"]
+
+
+class Telltale(http.server.BaseHTTPRequestHandler):
+    """Serves a model, and refuses every request with the headers that it came with."""
+
+    def do_GET(self) -> None:
+        """List a model."""
+        self._answer(200, b'{"data": [{"id": "m"}]}')
+
+    def do_POST(self) -> None:
+        """Refuse."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(401, json.dumps({"error": {"message": f"who are you? {self.headers}"}}).encode())
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_repeats_keys_does_not_bring_them_into_the_records() -> None:
+    target = Target(url="", api_key="sk-secret", headers=(("x-team", "secret-2"),))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Telltale) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        trial = Trial(f"http://127.0.0.1:{server.server_port}", SHORT, target=target)
+        trial.go()
+        server.shutdown()
+    (error,) = trial.results[0].metrics.errors
+    assert "who are you? " in error.example
+    assert "secret" not in repr(trial.events)
+    frames = [unpack_records(event.columns) for event in trial.events if isinstance(event, RecordsCame)]
+    assert not [text for frame in frames for text in frame.errors if "secret" in text]
 
 
 def test_who_takes_events_slowly_gets_all_of_them(simulator: str) -> None:

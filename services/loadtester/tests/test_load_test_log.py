@@ -9,6 +9,7 @@ from pathlib import Path
 import nats
 import numpy as np
 import pytest
+from nats.js.api import DiscardPolicy
 
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot_contracts.subjects import LOAD_TEST_EVENT, STREAMS
@@ -16,7 +17,7 @@ from llmpilot_loadtester.domain.events import Noted, RecordsCame, StageBegan
 from llmpilot_loadtester.domain.record_frames import pack_records, unpack_records
 from llmpilot_loadtester.domain.records import REQUEST_COLUMNS, RecordBatch, empty_records
 from llmpilot_loadtester.domain.spec import Load, LoadKind, Stage, UserStep
-from llmpilot_loadtester.load_test_log import LoadTestLog, read_history, replay
+from llmpilot_loadtester.load_test_log import LoadTestLog, read_history, replay, watch
 from llmpilot_servicekit.nats_connection import NatsConnection, StaleSequenceError
 from llmpilot_servicekit.nats_server import NatsServer, start_nats_server
 
@@ -114,6 +115,27 @@ def test_a_server_that_dies_in_the_middle_loses_nothing_and_repeats_nothing(star
     asyncio.run(check())
 
 
+def test_a_stream_that_is_full_is_waited_for_and_nothing_is_lost(start_nats: StartNats) -> None:
+    async def check() -> None:
+        server = start_nats()
+        async with connected(server.url) as connection, writing(connection) as log, asyncio.TaskGroup() as tasks:
+            jetstream = connection.client.jetstream()
+            config = (await jetstream.stream_info("LOAD_TEST_EVENTS")).config
+            await jetstream.update_stream(config, max_bytes=10_000, discard=DiscardPolicy.NEW)
+            for number in range(20):
+                await log.append(Noted(text=f"{number:01000}"))
+            flushing = tasks.create_task(log.flush())
+            while len(await kept(server.url)) < 8:  # noqa: ASYNC110 NATS tells nobody
+                await asyncio.sleep(0)
+            done, _ = await asyncio.wait([flushing], timeout=0.2)
+            assert not done
+            await jetstream.update_stream(config, max_bytes=-1)
+            await flushing
+        assert notes(await kept(server.url)) == [(number, f"{number:01000}") for number in range(20)]
+
+    asyncio.run(check())
+
+
 def test_who_appends_waits_when_too_much_waits(start_nats: StartNats) -> None:
     """1,000 bytes a note and room for 5,000: the sixth or so waits for the server to be back."""
 
@@ -205,6 +227,43 @@ def test_a_replay_goes_on_live(start_nats: StartNats) -> None:
             await log.append(Noted(text="last"))
             await replaying
         assert got == [0, 1, 2]
+
+    asyncio.run(check())
+
+
+def test_a_watch_of_a_load_test_that_has_ended_ends_though_its_log_does_not_say_so(start_nats: StartNats) -> None:
+    async def check() -> None:
+        server = start_nats()
+        got: list[object] = []
+
+        async def send(message: object) -> None:
+            got.append(message)
+
+        async with connected(server.url) as connection, writing(connection) as log:
+            for number in range(3):
+                await log.append(Noted(text=str(number)))
+            await log.flush()
+            await watch(connection, "lt-1", 1, ended=True, send=send)
+        assert got == (await kept(server.url))[1:]
+
+    asyncio.run(check())
+
+
+def test_an_event_of_another_writer_is_not_taken_for_this_ones_sent_again(start_nats: StartNats) -> None:
+    """Some versions of JetStream look at the id before they compare the sequence: ids of writers must differ."""
+
+    async def check() -> None:
+        server = start_nats()
+        ids = []
+        for _ in range(2):
+            async with connected(server.url) as connection, writing(connection) as log:
+                await log.append(Noted(text="first"))
+                await log.flush()
+                client = connection.client
+                last = await client.jetstream().get_last_msg("LOAD_TEST_EVENTS", LOAD_TEST_EVENT.of("lt-1").name)
+                ids.append((last.headers or {})["Nats-Msg-Id"])
+                await client.jetstream().purge_stream("LOAD_TEST_EVENTS")
+        assert len(set(ids)) == 2
 
     asyncio.run(check())
 

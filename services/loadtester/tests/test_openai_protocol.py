@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -131,6 +132,12 @@ def test_the_end_of_the_text_is_a_token_of_its_own_time_if_the_server_counts_it(
     assert tokens_of(read(piece("a"), piece("b"), piece("", "stop"), usage(3), DONE)) == [(1, 1), (2, 1), (3, 1)]
     assert tokens_of(read(piece("a"), piece("b"), piece("", "stop"), usage(2), DONE)) == [(1, 1), (2, 1)]
     assert tokens_of(read(piece("", "stop"), usage(1), DONE)) == [(1, 1)]
+
+
+def test_tokens_that_never_have_a_text_come_with_the_end() -> None:
+    """As seen of vLLM with random weights: parts of characters that never become one."""
+    reply = read(piece(""), piece(""), piece("", "length"), usage(3), DONE)
+    assert (reply.status, tokens_of(reply)) == ("ok", [(3, 3)])
 
 
 def test_fewer_tokens_than_chunks_count_a_chunk_each() -> None:
@@ -277,6 +284,20 @@ def test_a_reply_that_ends_without_a_reason_is_disconnected() -> None:
 def test_a_redirect_says_where_to() -> None:
     reply = read(head=b"HTTP/1.1 307 x\r\nLocation: http://y/\r\nContent-Length: 0\r\n\r\n", is_whole=False)
     assert (reply.status, reply.error) == ("invalid", "HTTP 307 x: redirects to http://y/: give that URL as the target")
+
+
+def test_a_long_reply_is_read_with_pauses_in_which_others_may_run() -> None:
+    """Three times over the events, a pause after some hundred each; a short reply has none."""
+    for token_count, least_count in ((200, 0), (5000, 3 * 5000 // 500)):
+        pauses: list[None] = []
+        content = b"".join(chunks([*[piece("a")] * (token_count - 1), piece("b", "length"), usage(token_count), DONE]))
+        received = Received(
+            parts=[CHUNKED, content, b"0\r\n\r\n"], stamps=[0, 1, 2], pause=partial(pauses.append, None)
+        )
+        reply = adapter_for(Target(url="http://x"), count_tokens=None).read(received)
+        assert (reply.status, sum(reply.chunk_tokens)) == ("ok", token_count)
+        assert len(pauses) >= least_count
+        assert bool(pauses) == bool(least_count)
 
 
 def test_an_event_of_ten_megabytes_is_read() -> None:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from hpack import Encoder
 
 from llmpilot_loadtester.domain.spec import Load, LoadKind, Protocol, Target, UserStep
 from llmpilot_loadtester.engine.load_shape import users_at
 from llmpilot_loadtester.engine.probe import probe
 from llmpilot_loadtester.engine.reader import Reader
+from llmpilot_loadtester.protocols.http2 import END_HEADERS, END_STREAM, HEADERS, SETTINGS, pack_frame
 from llmpilot_loadtester.worker_messages import Probed
 
 LIMIT_SECONDS = 10.0
@@ -99,6 +101,15 @@ def test_the_simulator_says_what_it_is(reader, simulator) -> None:
         found = probe(Target(url=simulator.url, protocol=protocol), reader)
         assert found == Probed(served_models=(MODEL,), simulated=True)
     assert probe(Target(url=simulator.grpc_url, protocol=Protocol.TGIS), reader) == Probed(simulated=True)
+
+
+@pytest.mark.parametrize(("key", "said"), [("", "wants an API key"), ("k", "does not accept the API key")])
+def test_a_grpc_server_that_does_not_let_us_in_is_told(reader, key, said) -> None:
+    headers = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "16")]
+    answer = pack_frame(SETTINGS, 0, 0) + pack_frame(HEADERS, END_STREAM | END_HEADERS, 1, Encoder().encode(headers))
+    with answering(answer) as address:
+        found = probe(Target(url=f"grpc://{address}", protocol=Protocol.TGIS, api_key=key), reader)
+    assert f"{said} (UNAUTHENTICATED): give the right one with --api-key" in found.problem
 
 
 def test_a_web_server_at_a_grpc_address_is_told(reader) -> None:

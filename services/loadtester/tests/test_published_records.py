@@ -158,6 +158,9 @@ def test_missing_and_broken_archives_are_refused(tmp_path: Path) -> None:
     with tarfile.open(whole, "w:xz") as archive:
         archive.add(tmp_path / NAME, NAME)
     assert [case for case, _, _ in raw_files(whole, lambda _: True)] == [CASE]
+    assert [name for _, name, _ in raw_files(tmp_path, lambda _: True)] == [NAME], "once, though it is in both"
+    (tmp_path / NAME).unlink()
+    assert [case for case, _, _ in raw_files(tmp_path, lambda _: True)] == [CASE]
     whole.write_bytes(whole.read_bytes()[:-40])
     with pytest.raises(InvalidInputError, match="must be a complete tar archive"):
         list(raw_files(whole, lambda _: True))

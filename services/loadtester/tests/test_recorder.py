@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import gevent
 import numpy as np
@@ -17,7 +18,7 @@ from llmpilot_loadtester.engine.connection import RawReply
 from llmpilot_loadtester.engine.health import LagHistogram
 from llmpilot_loadtester.engine.recorder import EndedRequest, Recorder, coalesced_count
 from llmpilot_loadtester.protocols.http1 import HttpAdapter
-from llmpilot_loadtester.protocols.reply import Received, Reply
+from llmpilot_loadtester.protocols.reply import Received, Reply, go_on
 
 START = 1_800_000_000_000_000_000
 
@@ -164,6 +165,15 @@ def test_times_that_a_clock_put_out_of_order_are_moved_to_the_one_before(recorde
     assert (records.end_nanos - START).tolist() == [40]
 
 
+def test_replies_of_another_model_are_counted(frames) -> None:
+    recorder = Recorder(frames.take, asked_model="mine")
+    for model in ("mine", "other", None):
+        recorder.add(ended(replace(GOOD, served_model=model)))
+    recorder.drain()
+    recorder.close()
+    assert (recorder.other_model, recorder.other_model_count) == ("other", 1)
+
+
 def test_rows_leave_in_frames_that_say_how_many_they_have(recorder, frames) -> None:
     for index in range(5):
         recorder.add(ended(GOOD, index=index))
@@ -202,6 +212,43 @@ def test_parsing_waits_for_a_loop_that_has_something_else_to_do(recorder) -> Non
     assert passes > 0  # the timer ran before the reply was parsed
     due.stop()
     due.close()
+
+
+class SlowReplies(SaidReplies):
+    """An adapter that pauses until it is told to go on."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply)
+        self.may_end = False
+        self.has_begun = False
+
+    def read(self, received: Received) -> Reply:
+        """Pause; without a loop that has time for others there is no pause."""
+        self.has_begun = True
+        while not self.may_end and received.pause is not go_on:
+            received.pause()
+        return super().read(received)
+
+
+@pytest.mark.parametrize("is_drained", [True, False])
+def test_a_reply_that_is_parsed_with_pauses_becomes_one_row(recorder, frames, is_drained) -> None:
+    request = ended(GOOD)
+    adapter = SlowReplies(GOOD)
+    request.generation = Generation(request.generation.raw, adapter)
+    recorder.add(request)
+    with gevent.Timeout(10):
+        while not adapter.has_begun:
+            gevent.sleep(0.001)
+        gevent.sleep(0.001)  # the loop is not held
+        assert recorder.backlog_count == 1
+        if is_drained:
+            recorder.drain()
+            assert frames.counts == [1]
+        adapter.may_end = True
+        while recorder.backlog_count or adapter.read_count < 1 + is_drained:
+            gevent.sleep(0.001)
+    recorder.drain()
+    assert frames.counts == [1]
 
 
 def test_a_backlog_too_large_is_parsed_at_once(recorder, monkeypatch) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -368,20 +367,14 @@ class Generator:
         self.process.wait(LIMIT_SECONDS)
 
 
-@contextmanager
-def running_generator(folder: Path, nats_url: str = "nats://127.0.0.1:1") -> Iterator[Generator]:
-    generator = Generator(folder, nats_url)
-    try:
-        yield generator
-    finally:
-        generator.kill()
-
-
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
-    folder = tmp_path_factory.mktemp("generator")
-    with start_nats_server(tmp_path_factory.mktemp("nats")) as nats, running_generator(folder, nats.url) as generator:
-        yield generator
+    with start_nats_server(tmp_path_factory.mktemp("nats")) as nats:
+        generator = Generator(tmp_path_factory.mktemp("generator"), nats.url)
+        try:
+            yield generator
+        finally:
+            generator.kill()
 
 
 def workload(
@@ -462,26 +455,25 @@ def test_single_prompts_are_asked_for_unless_batches_are(
     assert with_single_prompts(conditions, parameters) == expected
 
 
-def test_a_stream_goes_on_where_it_was_when_the_generator_comes_back(tmp_path: Path) -> None:
-    with running_generator(tmp_path) as generator:
-        source = workload(generator.address)
-        expected = taken(source, 400)
+def test_a_stream_goes_on_where_it_was_when_the_generator_comes_back(generator: Generator) -> None:
+    source = workload(generator.address)
+    expected = taken(source, 400)
 
-        async def main() -> list[SourceRequest]:
-            found = []
-            async with asyncio.timeout(LIMIT_SECONDS):
-                requests = source.requests(0, "llm")
-                async for request in requests:
-                    found.append(request)
-                    if len(found) == 50:
-                        generator.kill()
-                        generator.start()
-                    if len(found) == 400:
-                        break
-                await requests.aclose()  # type: ignore[attr-defined]
-            return found
+    async def main() -> list[SourceRequest]:
+        found = []
+        async with asyncio.timeout(LIMIT_SECONDS):
+            requests = source.requests(0, "llm")
+            async for request in requests:
+                found.append(request)
+                if len(found) == 50:
+                    generator.kill()
+                    generator.start()
+                if len(found) == 400:
+                    break
+            await requests.aclose()  # type: ignore[attr-defined]
+        return found
 
-        assert asyncio.run(main()) == expected
+    assert asyncio.run(main()) == expected
 
 
 def test_a_generator_that_stays_away_is_one_clear_error() -> None:

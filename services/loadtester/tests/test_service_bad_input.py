@@ -56,6 +56,13 @@ def _too_many_stages(spec: pb.LoadTestSpec) -> None:
     spec.stages.extend([spec.stages[0]] * 100)
 
 
+def _too_many_steps(spec: pb.LoadTestSpec) -> None:
+    """Each is 11 bytes or so."""
+    spec.stages[0].load.user_steps.extend(
+        pb.UserStep(at_seconds=step / 1e5, users_count=1) for step in range(1, 10_000)
+    )
+
+
 def _model_without_collection(spec: pb.LoadTestSpec) -> None:
     spec.workload.sampling.workload_model = "conversation"
 
@@ -71,6 +78,7 @@ def _model_without_collection(spec: pb.LoadTestSpec) -> None:
         ("spec.llm.name", _names_a_gpu_alone),
         ("spec.gpu_profile", lambda spec: setattr(spec.llm, "name", "llama-3.1-8b")),
         ("spec.stages", _too_many_stages),
+        ("spec", _too_many_steps),
     ],
 )
 def test_a_wrong_field_is_named(service: Any, make_spec: Any, field: str, change: Any) -> None:

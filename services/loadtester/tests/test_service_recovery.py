@@ -57,8 +57,9 @@ def began(stage_index: int) -> Callable[[pb.LoadTestEvent], bool]:
     return lambda event: event.HasField("stage_started") and event.stage_started.stage_index == stage_index
 
 
-def records_of(stage_index: int) -> Callable[[pb.LoadTestEvent], bool]:
-    return lambda event: event.HasField("records") and event.records.stage_index == stage_index
+def records_of(stage_index: int, attempt: int = 1) -> Callable[[pb.LoadTestEvent], bool]:
+    wanted = (stage_index, attempt)
+    return lambda event: event.HasField("records") and (event.records.stage_index, event.records.attempt) == wanted
 
 
 def stages_begun(events: list[pb.LoadTestEvent]) -> list[tuple[int, int]]:
@@ -66,39 +67,27 @@ def stages_begun(events: list[pb.LoadTestEvent]) -> list[tuple[int, int]]:
     return [(stage.stage_index, stage.attempt) for stage in started]
 
 
-def test_a_service_killed_in_stage_two_of_three_goes_on_there(
+def test_a_load_test_goes_on_where_a_killed_service_and_then_a_stopped_one_left_it(
     own_nats: NatsServer, start_service: Any, make_spec: Any
 ) -> None:
+    """Both in stage two; the last one need not wait for the silence of who was stopped."""
     with start_service(LLMPILOT_NATS_URL=own_nats.url) as first:
-        name = create(first, make_spec(1, 2, 3))
+        name = create(first, make_spec(1, 2))
         before = watch_until(first, name, records_of(1))
         first.process.kill()
         first.process.wait(TIMEOUT_SECONDS)
     with start_service(LLMPILOT_NATS_URL=own_nats.url) as second:
-        events = second.watch(name)
-        ended = get(second, name)
+        watch_until(second, name, records_of(1, attempt=2))
+    with start_service(LLMPILOT_NATS_URL=own_nats.url, LLMPILOT_TAKE_OVER_SECONDS="3600") as third:
+        events = third.watch(name)
+        ended = get(third, name)
     assert ended.state == pb.STATE_SUCCEEDED, ended.error
     assert events[: len(before)] == before
     assert [event.index for event in events] == list(range(len(events)))
-    assert stages_begun(events) == [(0, 1), (1, 1), (1, 2), (2, 1)]
-    assert [(result.stage_index, result.attempt) for result in ended.results] == [(0, 1), (1, 2), (2, 1)]
+    assert stages_begun(events) == [(0, 1), (1, 1), (1, 2), (1, 3)]
+    assert [(result.stage_index, result.attempt) for result in ended.results] == [(0, 1), (1, 3)]
     first_result = next(event.stage_completed for event in before if event.HasField("stage_completed"))
     assert ended.results[0] == first_result
-
-
-def test_a_service_that_is_stopped_leaves_its_load_test_to_the_next(
-    own_nats: NatsServer, start_service: Any, make_spec: Any
-) -> None:
-    """What was recorded is in the log before the process ends, and the next one need not wait for its silence."""
-    with start_service(LLMPILOT_NATS_URL=own_nats.url) as first:
-        name = create(first, make_spec(1, 2))
-        watch_until(first, name, records_of(1))
-    with start_service(LLMPILOT_NATS_URL=own_nats.url, LLMPILOT_TAKE_OVER_SECONDS="3600") as second:
-        events = second.watch(name)
-        ended = get(second, name)
-    assert ended.state == pb.STATE_SUCCEEDED, ended.error
-    assert stages_begun(events) == [(0, 1), (1, 1), (1, 2)]
-    assert [event.index for event in events] == list(range(len(events)))
 
 
 def test_a_replica_takes_over_from_one_that_was_killed(
@@ -164,41 +153,34 @@ def test_a_stopping_service_ends_its_watches(own_nats: NatsServer, start_service
         assert isinstance(error_from_rpc(caught.value), UnavailableError)
 
 
-def test_watches_whose_clients_are_gone_are_closed(
-    own_nats: NatsServer, start_service: Any, make_spec: Any, eventually: Any
-) -> None:
-    with start_service(LLMPILOT_NATS_URL=own_nats.url) as service:
-        name = create(service, make_spec(1, measure_seconds=60))
-        calls = [
-            service.stub.WatchLoadTest(pb.WatchLoadTestRequest(name=name), timeout=TIMEOUT_SECONDS) for _ in range(20)
-        ]
-        assert {next(call).event.index for call in calls} == {0}
-        open_calls = 'llmpilot_loadtest_open_calls{method="WatchLoadTest"}'
-        eventually(lambda: f"{open_calls} 20.0" in service.metrics())
-        for call in calls:
-            call.cancel()
-        eventually(lambda: f"{open_calls} 0.0" in service.metrics())
+def test_watches_whose_clients_are_gone_are_closed(service: Any, make_spec: Any, eventually: Any) -> None:
+    name = create(service, make_spec(1, measure_seconds=60))
+    calls = [service.stub.WatchLoadTest(pb.WatchLoadTestRequest(name=name), timeout=TIMEOUT_SECONDS) for _ in range(20)]
+    assert {next(call).event.index for call in calls} == {0}
+    open_calls = 'llmpilot_loadtest_open_calls{method="WatchLoadTest"}'
+    eventually(lambda: f"{open_calls} 20.0" in service.metrics())
+    for call in calls:
+        call.cancel()
+    eventually(lambda: f"{open_calls} 0.0" in service.metrics())
+    service.stub.CancelLoadTest(pb.CancelLoadTestRequest(name=name), timeout=TIMEOUT_SECONDS)
 
 
-def test_keys_do_not_outlive_a_load_test(
-    own_nats: NatsServer, start_service: Any, make_spec: Any, eventually: Any
-) -> None:
+def test_keys_do_not_outlive_a_load_test(nats_url: str, replicas: Any, make_spec: Any, eventually: Any) -> None:
     spec = make_spec(1, measure_seconds=60)
     spec.target.api_key = "sk-secret"
 
     async def kept() -> int:
-        client = await nats.connect(own_nats.url)
+        client = await nats.connect(nats_url)
         info = await client.jetstream().stream_info("OBJ_LOAD_TEST_SPECS")
         await client.close()
         return int(info.state.messages)
 
-    with start_service(LLMPILOT_NATS_URL=own_nats.url) as service:
-        name = create(service, spec)
-        assert asyncio.run(kept()) > 0
-        service.stub.CancelLoadTest(pb.CancelLoadTestRequest(name=name), timeout=TIMEOUT_SECONDS)
-        service.watch(name)
-        eventually(lambda: asyncio.run(kept()) == 0)
-        assert "sk-secret" not in service.log.read_text()
+    name = create(replicas[0], spec)
+    assert asyncio.run(kept()) > 0
+    replicas[0].stub.CancelLoadTest(pb.CancelLoadTestRequest(name=name), timeout=TIMEOUT_SECONDS)
+    replicas[0].watch(name)
+    eventually(lambda: asyncio.run(kept()) == 0)
+    assert not [replica for replica in replicas if "sk-secret" in replica.log.read_text()]
 
 
 def test_without_nats_a_client_is_told_to_try_again(start_service: Any, own_nats: NatsServer, make_spec: Any) -> None:
@@ -230,13 +212,9 @@ def test_the_workload_generator_of_this_machine_is_found(
     assert ended.state == pb.STATE_SUCCEEDED, ended.error
 
 
-def test_without_a_workload_generator_a_load_test_says_what_to_set(
-    own_nats: NatsServer, start_service: Any, make_spec: Any
-) -> None:
+def test_without_a_workload_generator_a_load_test_says_what_to_set(service: Any, make_spec: Any) -> None:
     spec = make_spec(1)
     spec.workload.sampling.workload_model = "workloadModels/conversation"
-    with start_service(LLMPILOT_NATS_URL=own_nats.url) as service:
-        name = create(service, spec)
-        ended = service.watch(name)[-1].changed
+    ended = service.watch(create(service, spec))[-1].changed
     assert ended.state == pb.STATE_FAILED
     assert "LLMPILOT_WORKLOAD_GENERATOR_ADDRESS" in ended.error

@@ -87,6 +87,21 @@ def test_no_requests_tell_nothing() -> None:
     assert chance_of_at_least(0, 0, 0.95) == chance_of_at_most(0, 0, 0.95) == 1
 
 
+def test_a_search_that_would_go_on_for_too_long_ends_and_says_so() -> None:
+    """From 1e-300 to 1e6 there are a thousand doublings."""
+    search = search_of(LoadKind.POISSON, low=1e-300, high=1e6)
+    results = run(search, clear_cut(1e6))
+    assert len(results) == search.stage_count == 100
+    said = "The search ended early, after 100 stages: ask for less precision or narrower bounds."
+    assert search.answer(results).endswith(said)
+    assert said not in search.answer(results[:50])
+
+
+@pytest.mark.parametrize(("low", "precision"), [(5e-324, 0.05), (1.0, 5e-324)])
+def test_the_smallest_numbers_there_are_make_no_search_without_end(low: float, precision: float) -> None:
+    assert search_of(LoadKind.POISSON, low=low, high=1e6, precision=precision).stage_count == 100
+
+
 def test_loads_are_doubled_then_halved() -> None:
     search = search_of()
     results = run(search, clear_cut(21))

@@ -45,7 +45,7 @@ def users(*steps: tuple[float, int]) -> Load:
     return Load(kind=LoadKind.USERS, user_steps=user_steps)
 
 
-def staged(load: Load, *, warm_up_seconds: float = 0.0, measure_seconds: float = 1.0) -> LoadTestSpec:
+def staged(load: Load, *, warm_up_seconds: float = 0.0, measure_seconds: float = 60.0) -> LoadTestSpec:
     stage = Stage(load=load, warm_up_seconds=warm_up_seconds, measure_seconds=measure_seconds)
     return replace(SPEC, stages=(DEFAULT_LADDER[0], stage))
 
@@ -61,7 +61,7 @@ def staged(load: Load, *, warm_up_seconds: float = 0.0, measure_seconds: float =
         replace(SPEC, target=Target(url="grpcs://server", protocol=Protocol.TGIS)),
         replace(SPEC, requests=PromptRequests(jsonl=b'{"prompt": "a", "output_tokens": 3}\r\n\n{"body": {"x": 1}}')),
         replace(SPEC, reply_tokenizer_json=b'{"model": {}}', worker_count=256, seed=2**64 - 1),
-        staged(users((0, 1), (2.5, 3)), measure_seconds=0.1),
+        staged(users((0, 1), (0.05, 3)), measure_seconds=0.1),
         staged(Load(kind=LoadKind.GAMMA, rate_per_second=0.1, burstiness=0.1)),
         staged(Load(kind=LoadKind.ALL_AT_ONCE, request_count=1)),
         replace(staged(Load(kind=LoadKind.TRACE, speed=2.0)), requests=WORKLOAD),
@@ -316,6 +316,20 @@ def test_workers_seed_and_tokenizer_are_checked() -> None:
         ("spec.worker_count", "must be at most 256, is 257"),
         ("spec.reply_tokenizer_json", "must be the content of a tokenizer.json, is no JSON"),
     ]
+
+
+def test_what_is_sent_at_once_has_no_warm_up() -> None:
+    """All of it is sent at the start: after a warm-up there would be nothing to measure."""
+    spec = staged(Load(kind=LoadKind.ALL_AT_ONCE, request_count=1), warm_up_seconds=1.0)
+    field, problem = only(spec)
+    assert field == "spec.stages[1].warm_up_seconds"
+    assert problem == "must be 0, is 1: all requests are sent at the start"
+
+
+def test_a_step_after_the_end_of_its_stage_is_refused() -> None:
+    field, problem = only(staged(users((0, 1), (30, 2)), warm_up_seconds=10.0, measure_seconds=20.0))
+    assert field == "spec.stages[1].load.user_steps[1].at_seconds"
+    assert problem == "must be before the end of the stage, 30 s, is 30"
 
 
 def test_everything_wrong_is_said_at_once() -> None:

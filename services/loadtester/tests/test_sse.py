@@ -1,11 +1,13 @@
 """Server-sent events."""
 
 import time
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmpilot_loadtester.protocols import sse
 from llmpilot_loadtester.protocols.sse import LARGEST_LINE_BYTES, cut_events
 
 settings.register_profile("any-machine", deadline=None)
@@ -37,9 +39,9 @@ LINES = st.lists(
 )
 
 
-@given(LINES, st.sampled_from(["\n", "\r\n", "\r"]))
-def test_events_are_those_of_a_reader_line_by_line(lines: list[str], line_end: str) -> None:
-    """The standard's algorithm, line by line."""
+@given(LINES, st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from([1, 9, 1000]))
+def test_events_are_those_of_a_reader_line_by_line(lines: list[str], line_end: str, slab_bytes: int) -> None:
+    """The standard's algorithm, line by line. slab_bytes: what is read without a pause."""
     expected: list[tuple[str, str]] = []
     data: list[str] = []
     name = ""
@@ -55,12 +57,14 @@ def test_events_are_those_of_a_reader_line_by_line(lines: list[str], line_end: s
         elif field == "event":
             name = value
     body = "".join(line + line_end for line in lines).encode()
-    events = cut_events(body, is_whole=False)
+    with mock.patch.object(sse, "_SLAB_BYTES", slab_bytes):
+        events = cut_events(body, is_whole=False)
     got = [
         (each.decode().removeprefix(" "), events.names.get(index, "")) for index, each in enumerate(events.data) if each
     ]
     assert [(text.strip(), name) for text, name in got] == [(text.strip(), name) for text, name in expected]
-    assert all(end <= len(body) for end in events.ends)
+    assert list(events.ends) == sorted(set(events.ends))
+    assert all(body[:end].endswith(2 * line_end.encode()) for end in events.ends)
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])

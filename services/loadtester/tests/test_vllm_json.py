@@ -135,3 +135,12 @@ def test_what_nobody_reported_is_null_and_not_zero() -> None:
     result = result_of(nothing_ok, FOUR_USERS)
     assert result["completed"] == 0
     assert {result[name] for name in ("mean_ttft_ms", "p99_itl_ms", "median_e2el_ms", "request_goodput")} == {None}
+
+
+def test_peaks_are_of_the_window_whenever_requests_were_sent() -> None:
+    """A reply from the warm-up is still under way when the window starts, and most of its tokens come in it."""
+    records = three_requests()
+    records.end_nanos[0] = (WARM_UP_MS + 60) * MS
+    records.chunk_nanos[0] = (WARM_UP_MS + 55) * MS
+    result = result_of(records, FOUR_USERS)
+    assert (result["max_concurrent_requests"], result["max_output_tokens_per_s"]) == (2, 5.0)

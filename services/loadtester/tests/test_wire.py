@@ -1,6 +1,6 @@
 """Between protobuf and domain: what is shown, what is kept, and that nothing changes on the way."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ from llmpilot.catalog.v1 import llm_pb2
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot.workload.v1 import workload_pb2
 from llmpilot_contracts.errors import Violation
+from llmpilot_contracts.record_schema import STATUSES
 from llmpilot_loadtester.domain.events import LiveMetrics, Noted, RecordsCame, StageBegan, StageMeasured
 from llmpilot_loadtester.domain.load_test import Changed, LoadTest, LogEvent, MeasurementPublished, State
 from llmpilot_loadtester.domain.results import (
@@ -21,6 +22,7 @@ from llmpilot_loadtester.domain.results import (
     Verdict,
 )
 from llmpilot_loadtester.domain.spec import (
+    LARGEST_STAGE_COUNT,
     Load,
     LoadKind,
     LoadTestSpec,
@@ -33,7 +35,7 @@ from llmpilot_loadtester.domain.spec import (
     UserStep,
 )
 from llmpilot_loadtester.measuring import event_id_of, is_measurement
-from llmpilot_loadtester.wire import read_kept_spec, read_load_test, write_load_test
+from llmpilot_loadtester.wire import LARGEST_SHOWN_SPEC_BYTES, read_kept_spec, read_load_test, write_load_test
 from llmpilot_loadtester.wire_events import is_end, read_event, read_snapshot, write_event, write_snapshot
 from llmpilot_loadtester.wire_llm import write_measurement
 from llmpilot_loadtester.wire_spec import read_spec, write_spec
@@ -174,6 +176,38 @@ def test_a_snapshot_comes_back_as_it_was() -> None:
     shared = replace(LOAD_TEST, results=(RESULT,), owner="me", cancel_requested=True, spec_digest="digest")
     assert read_snapshot(write_snapshot(shared)) == shared
     assert read_load_test(write_load_test(shared)) == replace(shared, owner="", cancel_requested=False, spec_digest="")
+
+
+def test_a_snapshot_of_as_many_stages_as_there_may_be_fits_into_a_message_of_nats() -> None:
+    """Every number at its longest, every kind of error with a long text, and the largest spec: 1 MiB is the limit."""
+    longest = -1.2345678901234567e-101
+    values: dict[str, Any] = {each.name: longest for each in fields(LatencySummary) if each.name.endswith("_ms")}
+    for each in fields(LatencySummary):
+        if each.name.endswith("_interval"):
+            values[each.name] = Interval(low=longest, high=longest)
+    latency = LatencySummary(count=10**12, **values)
+    metrics: dict[str, Any] = {
+        each.name: latency for each in fields(StageMetrics) if isinstance(getattr(METRICS, each.name), LatencySummary)
+    }
+    errors = tuple(ErrorCount(status=status, count=10**9, example="\u00e9" * 300) for status in STATUSES)
+    result = replace(
+        RESULT,
+        metrics=replace(METRICS, errors=errors, **metrics),
+        verdict=Verdict(is_valid=False, reasons=("w" * 1_000,) * 20, notes=("n" * 300,) * 5),
+    )
+    steps = tuple(UserStep(at_seconds=1.1 * number, users_count=100_000) for number in range(19))
+    stages = (replace(STAGE, load=replace(STAGE.load, user_steps=steps)),) * LARGEST_STAGE_COUNT
+    spec = replace(SPEC, stages=stages)
+    assert LARGEST_SHOWN_SPEC_BYTES * 0.9 < write_spec(spec).ByteSize() < LARGEST_SHOWN_SPEC_BYTES
+    whole = replace(
+        LOAD_TEST, spec=spec, error="e" * 4_000, results=(replace(result, stage=stages[0]),) * LARGEST_STAGE_COUNT
+    )
+    snapshot = write_snapshot(whole)
+    assert snapshot.ByteSize() < 1024 * 1024 - 1024
+    back = read_snapshot(snapshot)
+    assert [result.metrics.ttft for result in back.results] == [latency] * LARGEST_STAGE_COUNT
+    assert [error.count for error in back.results[-1].metrics.errors] == [10**9] * len(STATUSES)
+    assert not back.results[-1].verdict.is_valid
 
 
 def test_a_shown_spec_has_no_secret_and_nothing_large() -> None:

@@ -393,6 +393,14 @@ def test_a_worker_looks_at_the_target(simulator, worker) -> None:
     assert found == Probed(served_models=(MODEL,), simulated=True)
 
 
+def test_a_target_that_cannot_be_asked_ends_the_worker_with_a_reason(worker) -> None:
+    target = Target(url="http://127.0.0.1:1", headers=(("no name", "x"),))
+    worker.tell(pack_json(Kind.PROBE, ProbeOrder(target=target)))
+    failed = msgspec.json.decode(worker.wait_for(Kind.FAILED), type=Failed)
+    assert "'no name' is no name of a header" in failed.message
+    assert worker.process.wait(LIMIT_SECONDS) == 1
+
+
 def test_what_is_no_message_ends_the_worker_with_a_reason(worker) -> None:
     worker.tell(b"\xff" * 100)
     assert worker.process.wait(LIMIT_SECONDS) == 1

@@ -99,6 +99,21 @@ def test_a_client_that_leaves_before_a_whole_reply_frees_its_place(start_simulat
         eventually(lambda: server.open_count == 0)
 
 
+def test_a_client_that_leaves_before_the_reply_begins_is_no_error(
+    start_simulator: Any, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some of many clients that reset at once are gone when the server would send the head of its reply."""
+    with start_simulator() as client:
+        for _ in range(100):
+            connection = client.connect()
+            client.ask(connection, COMPLETIONS, LONG_STREAM)
+            leave_by_reset(connection)
+        server = client.application.service.server
+        eventually(lambda: server.open_count == 0)
+        assert client.send(COMPLETIONS, LONG_STREAM | {"max_tokens": 3}).events[-1] == "[DONE]"
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 def test_a_connection_serves_one_stream_after_the_other(simulator: Any) -> None:
     with simulator.connect() as connection:
         for _ in range(3):

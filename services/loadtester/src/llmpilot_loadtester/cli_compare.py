@@ -34,7 +34,7 @@ def compare(*, first: Path, others: tuple[Path, ...], seed: int, as_json: bool) 
 
     files = [read_records(path) for path in (first, *others)]
     compared = comparison.compare(files, seed=seed)
-    names = _names([first, *others])
+    names = comparison.names_of([first, *others])
     if as_json:
         click.echo(json.dumps(_json(compared, names), indent=2))
         return
@@ -54,12 +54,6 @@ def compare(*, first: Path, others: tuple[Path, ...], seed: int, as_json: bool) 
         click.echo(f"not in all of them: {label}")
     if compared.stages:
         click.echo(CAVEAT)
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """Name each file by its stem, or by its whole path where stems repeat."""
-    stems = [path.stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
 
 
 def _table(stage: "StageComparison", names: list[str]) -> "Table":

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
-from llmpilot_loadtester.cli_options import RunOptions, run_options, spec_of
+from llmpilot_loadtester.cli_options import RunOptions, run_options
+from llmpilot_loadtester.cli_spec import llm_config_of, spec_of
 from llmpilot_servicekit.platform import Platform
 
 
@@ -28,9 +29,11 @@ def run(
     from llmpilot_loadtester.cli_running import Outputs, run_load_test  # noqa: PLC0415 what it imports takes time
     from llmpilot_loadtester.outputs.report_files import FORMATS  # noqa: PLC0415
 
-    spec = spec_of(RunOptions(**options))
+    asked = RunOptions(**options)
+    spec, llm_config_json = spec_of(asked), llm_config_of(asked)
     wanted = tuple(FORMATS) if formats is None else tuple(part.strip() for part in formats.split(",") if part.strip())
     if unknown := sorted(set(wanted) - set(FORMATS)):
         problem = f"unknown: {', '.join(unknown)}; known: {', '.join(FORMATS)}"
         raise InvalidInputError([Violation("--format", problem)])
-    run_load_test(platform, spec, Outputs(name=name, folder=out, formats=wanted, prometheus=prometheus))
+    outputs = Outputs(name=name, folder=out, formats=wanted, prometheus=prometheus)
+    run_load_test(platform, spec, outputs, llm_config_json=llm_config_json)

@@ -69,7 +69,10 @@ class Order:
 
 
 ReadOrder = Callable[[str, bytes], Order]
-"""Reads the kept specification of a load test; raises PilotError."""
+"""Reads the kept specification of a load test, in a thread, as it may be large; raises PilotError."""
+
+_LONGEST_ERROR = 4_000
+"""Characters: it is in every snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,8 @@ class Ending:
     state: State
     error: str = ""
     found_load: float | None = None
+    end_time: datetime | None = None
+    """None: now."""
 
 
 class Conduct:
@@ -114,6 +119,16 @@ class Conduct:
 
     async def run(self) -> None:
         """Run the load test to its end, its loss or its interruption."""
+        try:
+            await self._run_owned()
+        except* StaleSequenceError:
+            self._ownership.lose()
+        if self._ownership.is_lost:
+            log.warning("another process has taken the load test over", load_test=self._id)
+        elif self._ownership.load_test.state.is_end:
+            await patiently(partial(forget_spec, self._around.specs, self._id))
+
+    async def _run_owned(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             writing = [tasks.create_task(self._ownership.run())]
             try:
@@ -124,22 +139,16 @@ class Conduct:
                 writing.append(tasks.create_task(events.run()))
                 ending = self._ending_before(history) or await self._send(events, history)
                 await self._leave(events, ending, is_in_log=history.ended is not None)
-            except StaleSequenceError:
-                self._ownership.lose()
             finally:
                 for task in writing:
                     task.cancel()
-        if self._ownership.is_lost:
-            log.warning("another process has taken the load test over", load_test=self._id)
-        elif self._ownership.load_test.state.is_end:
-            await patiently(partial(forget_spec, self._around.specs, self._id))
 
     def _ending_before(self, history: History) -> Ending | None:
         """Return how it ended where there is nothing to send any more."""
         ended = history.ended
         self._ownership.change(results=history.results)
         if ended is not None:  # and the process that ran it died before it could tell
-            return Ending(state=ended.state, error=ended.error, found_load=ended.found_load)
+            return Ending(state=ended.state, error=ended.error, found_load=ended.found_load, end_time=ended.end_time)
         return Ending(state=State.CANCELLED) if self._ownership.load_test.cancel_requested else None
 
     async def _leave(self, events: LoadTestLog, ending: Ending | None, *, is_in_log: bool) -> None:
@@ -149,7 +158,7 @@ class Conduct:
         changes: dict[str, object] = {"owner": ""}
         if ending is not None:
             changes |= {"state": ending.state, "error": ending.error, "found_load": ending.found_load}
-            changes["end_time"] = datetime.now(UTC)
+            changes["end_time"] = ending.end_time or datetime.now(UTC)
             if not is_in_log:
                 await events.append(Changed(load_test=self._ownership.changed(**changes)))
         await events.flush()
@@ -164,7 +173,7 @@ class Conduct:
         try:
             order = await self._read_order()
         except PilotError as error:
-            return Ending(state=State.FAILED, error=str(error))
+            return _failed(str(error))
         measuring = self._measuring(order, events)
         for result in history.results:
             is_owed = result.verdict.is_valid and is_measurement(result) and result.stage_index not in history.published
@@ -184,30 +193,33 @@ class Conduct:
         return ending
 
     async def _run(self, run: Run, emit: Emit, history: History) -> Ending | None:
+        found_load: float | None = None
         try:
             outcome = await run.run(emit, done=history.results, attempts=history.attempts, stop=self._stop)
+            found_load = outcome.found_load
             if not self._stop.is_set():
                 if outcome.sentence:
                     await emit(Noted(text=outcome.sentence))
-                return Ending(state=State.SUCCEEDED, found_load=outcome.found_load)
+                return Ending(state=State.SUCCEEDED, found_load=found_load)
         except Exception as error:  # noqa: BLE001 a load test that fails must not end the others
             if not self._stop.is_set():
                 return self._failure(sole_cause(error))
-        return Ending(state=State.CANCELLED) if self._ownership.load_test.cancel_requested else None
+        is_cancelled = self._ownership.load_test.cancel_requested
+        return Ending(state=State.CANCELLED, found_load=found_load) if is_cancelled else None
 
     def _failure(self, error: BaseException) -> Ending:
         if isinstance(error, StaleSequenceError):
             self._ownership.lose()
         if isinstance(error, PilotError):
-            return Ending(state=State.FAILED, error=str(error))
+            return _failed(str(error))
         log.error("load test failed by a bug", load_test=self._id, exc_info=error)
-        return Ending(state=State.FAILED, error=f"{type(error).__name__}: {error}; a bug, see the service's log")
+        return _failed(f"{type(error).__name__}: {error}; a bug, see the service's log")
 
     async def _read_order(self) -> Order:
         content = await patiently(partial(read_spec, self._around.specs, self._id))
         if content is None:
             raise PreconditionError("what it should do is not kept any more: create the load test again")
-        return self._around.read_order(self._id, content)
+        return await asyncio.to_thread(self._around.read_order, self._id, content)
 
     def _measuring(self, order: Order, events: LoadTestLog) -> Measuring | None:
         write = order.write_measurement
@@ -234,6 +246,10 @@ class Conduct:
             self._ownership.change(results=(*self._ownership.load_test.results, event.result))
             if measuring:
                 await measuring.take(event.result)
+
+
+def _failed(error: str) -> Ending:
+    return Ending(state=State.FAILED, error=error if len(error) <= _LONGEST_ERROR else f"{error[:_LONGEST_ERROR]}...")
 
 
 async def read_spec(specs: NatsObjects, load_test_id: str) -> bytes | None:

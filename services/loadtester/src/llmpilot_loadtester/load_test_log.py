@@ -6,6 +6,7 @@ stored only right after the one that its writer stored or read before. A second 
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,8 +45,8 @@ class LoadTestLog:
         largest_waiting_bytes: int = LARGEST_WAITING_BYTES,
     ) -> None:
         self._nats = nats
-        self._id = load_test_id
         self._subject = LOAD_TEST_EVENT.of(load_test_id)
+        self._writer = uuid.uuid4().hex
         self._next_index = next_index
         self._last_sequence = last_sequence
         self._largest_waiting_bytes = largest_waiting_bytes
@@ -101,7 +102,7 @@ class LoadTestLog:
         publish = partial(
             self._nats.publish,
             self._subject,
-            event_id=f"{self._id}/{index}",
+            event_id=f"{self._writer}/{index}",  # another writer's event of this index is not this one sent again
             after_sequence=self._last_sequence,
             timeout_seconds=_ACKNOWLEDGED_SECONDS,
         )
@@ -190,18 +191,19 @@ async def watch(
 
     `ended`: whether it has already. UnavailableError: NATS is away at the beginning; later it is waited for.
     """
-    last_index = start_index - 1
+    last_index, last_sequence = start_index - 1, None
     if ended:
         last = await nats.last(LOAD_TEST_EVENT.of(load_test_id))
         if last is None or index_of(last[0]) < start_index:
             return  # too old to be kept, or seen
+        last_sequence = last[1]
 
-    async def take(message: Message, sequence: int) -> bool:  # noqa: ARG001 the index says the order
+    async def take(message: Message, sequence: int) -> bool:
         nonlocal last_index
         if (index := index_of(message)) > last_index:
             last_index = index
             await send(message)
-        return is_end(message)
+        return is_end(message) or sequence == last_sequence
 
     await replay(nats, load_test_id, take)
 

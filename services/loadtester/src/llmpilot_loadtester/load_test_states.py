@@ -6,17 +6,22 @@ Invariant: of two processes that change the same snapshot at once one is told so
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from google.protobuf.message import Message
 
-from llmpilot_contracts.errors import NotFoundError
+from llmpilot_contracts.errors import NotFoundError, UnavailableError
 from llmpilot_contracts.subjects import LOAD_TEST_STATE
 from llmpilot_loadtester.domain.load_test import COLLECTION, KIND, LoadTest
 from llmpilot_loadtester.wire_events import read_snapshot, write_snapshot
 from llmpilot_servicekit.nats_connection import NatsConnection
 
+_POLL_SECONDS = 0.02
+_LONGEST_END_SECONDS = 5.0
 _READ_AT_ONCE = 32
+_PAGE_BYTES = 1024 * 1024
+"""Of a page, before what is read at once is added: gRPC clients take 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +60,13 @@ class LoadTestStates:
             raise NotFoundError(KIND, f"{COLLECTION}{load_test_id}", hint="ListLoadTests names all")
         return found
 
+    async def wait_ended(self, load_test_id: str) -> None:
+        """Wait until a load test has ended whose log says so; not long, as its owner may die before it can tell."""
+        with suppress(UnavailableError, TimeoutError):
+            async with asyncio.timeout(_LONGEST_END_SECONDS):
+                while not (await self.get(load_test_id)).load_test.state.is_end:  # noqa: ASYNC110 NATS tells nobody
+                    await asyncio.sleep(_POLL_SECONDS)
+
     async def put(self, load_test: LoadTest, *, after_sequence: int) -> StoredLoadTest:
         """Write a snapshot in the place of the one that was read (0: none).
 
@@ -69,19 +81,18 @@ class LoadTestStates:
         return StoredLoadTest(load_test=load_test, sequence=sequence)
 
     async def page(self, *, after: str, count: int) -> LoadTestPage:
-        """Return the next load tests after this id, at most `count`."""
+        """Return the next load tests after this id, without results: at most `count`, fewer where they are large."""
         ids = [each for each in await self._nats.resource_ids(LOAD_TEST_STATE) if each > after]
-        slots = asyncio.Semaphore(_READ_AT_ONCE)
-
-        async def find(load_test_id: str) -> StoredLoadTest | None:
-            async with slots:
-                return await self.find(load_test_id)
-
-        found = await asyncio.gather(*map(find, ids[:count]))
-        return LoadTestPage(
-            load_tests=[each.load_test for each in found if each],
-            next_after=ids[count - 1] if len(ids) > count else "",
-        )
+        load_tests: list[LoadTest] = []
+        taken_count = size_bytes = 0
+        while taken_count < min(count, len(ids)) and size_bytes < _PAGE_BYTES:
+            some = ids[taken_count : min(taken_count + _READ_AT_ONCE, count)]
+            taken_count += len(some)
+            for found in await asyncio.gather(*map(self.find, some)):
+                if found is not None:
+                    load_tests.append(replace(found.load_test, results=()))
+                    size_bytes += write_snapshot(load_tests[-1]).ByteSize()
+        return LoadTestPage(load_tests=load_tests, next_after=ids[taken_count - 1] if len(ids) > taken_count else "")
 
     async def follow(self, see: Callable[[StoredLoadTest], None]) -> None:
         """Hand over every snapshot there is, and those that come. Ends only by cancellation."""

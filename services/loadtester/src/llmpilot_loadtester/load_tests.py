@@ -43,6 +43,8 @@ class LoadTests:
         self._open: dict[str, _Seen] = {}
         """Load tests that have not ended."""
         self._conducts: dict[str, Conduct] = {}
+        self._given_up: set[str] = set()
+        """Load tests that this process cannot run, by a bug or as another version wrote them; another process may."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         self._look = asyncio.Event()
@@ -103,11 +105,15 @@ class LoadTests:
             await asyncio.wait(self._tasks, timeout=_END_SECONDS)
 
     async def remove_leftovers(self, every: timedelta = timedelta(minutes=10)) -> None:
-        """For ever, delete the specifications, which have keys, of load tests that have ended or never began."""
+        """For ever, delete the specifications, which have keys, of load tests that have ended or never began.
+
+        Also what is left of those that were not written to their end.
+        """
         suspects: set[str] = set()
         while True:
             with suppress(UnavailableError):  # the next time, then
                 suspects = await self._remove_leftovers(suspects)
+                await self._around.specs.remove_unnamed(idle=every)
             await asyncio.sleep(every.total_seconds())
 
     async def _remove_leftovers(self, suspects: set[str]) -> set[str]:
@@ -146,7 +152,7 @@ class LoadTests:
 
     def _may_take(self, seen: _Seen, now_seconds: float) -> bool:
         load_test = seen.stored.load_test
-        if load_test.id in self._conducts:
+        if load_test.id in self._conducts or load_test.id in self._given_up:
             return False
         if len(self._conducts) >= self._max_count and not load_test.cancel_requested:
             return False
@@ -162,6 +168,8 @@ class LoadTests:
             taken = await self._states.put(wanted, after_sequence=stored.sequence)
         except (StaleSequenceError, UnavailableError):
             return  # another was faster, or NATS is away: its snapshot, when it comes, tells
+        if self._is_stopping:  # meanwhile: it is this process's, and silent, until another takes it
+            return
         conduct = self._conducts[load_test.id] = Conduct(self._around, taken)
         task = tasks.create_task(self._conduct(load_test.id, conduct))
         self._tasks.add(task)
@@ -170,6 +178,9 @@ class LoadTests:
     async def _conduct(self, load_test_id: str, conduct: Conduct) -> None:
         try:
             await conduct.run()
+        except Exception as error:
+            self._given_up.add(load_test_id)
+            log.error("load test given up", load_test=load_test_id, exc_info=error)
         finally:
             del self._conducts[load_test_id]
             self._look.set()

@@ -17,7 +17,7 @@ _GAUGES = {
     "users": "Concurrent users that send.",
     "in_flight": "Requests without a whole reply.",
     "requests_per_second": "Requests that succeeded in the last second.",
-    "tokens_per_second": "Output tokens of the replies that ended in the last second.",
+    "tokens_per_second": "Output tokens of the last second, about: parts received times the tokens of a part.",
     "ttft_median_seconds": "Median time to first token of the last second; NaN: none.",
     "itl_median_seconds": "Median inter-token latency of the last second; NaN: none.",
     "worker_cpu": "Largest share of a core that a worker uses; near 1 the numbers do not count.",

@@ -93,21 +93,26 @@ def case_of(name: str) -> Case | None:
 def raw_files(path: Path, is_wanted: Callable[[Case], bool]) -> Iterator[tuple[Case, str, bytes]]:
     """Yield the wanted raw files of a folder, at any depth, or of a tar archive: case, name, content.
 
-    Raises NotFoundError, and InvalidInputError for an archive that is no archive or not whole.
+    A folder without raw files may have archives of them. Raises NotFoundError, and InvalidInputError for an archive
+    that is no archive or not whole.
     """
     if path.is_dir():
-        for file in sorted(path.rglob("*.csv")):
-            if (case := case_of(file.name)) is not None and is_wanted(case):
+        files = [(case, file) for file in sorted(path.rglob("*.csv")) if (case := case_of(file.name)) is not None]
+        for case, file in files:
+            if is_wanted(case):
                 yield case, str(file.relative_to(path)), file.read_bytes()
+        if not files:
+            for archive in sorted({*path.glob("*.tar"), *path.glob("*.tar.*")}):
+                yield from raw_files(archive, is_wanted)
         return
     if not path.exists():
         raise NotFoundError("raw data", str(path), hint="give a folder of CSV files or a tar archive")
     try:
         with _opened(path) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
+            with tarfile.open(fileobj=stream, mode="r|") as members:
+                for member in members:
                     case = case_of(member.name) if member.isreg() else None
-                    content = archive.extractfile(member) if case is not None and is_wanted(case) else None
+                    content = members.extractfile(member) if case is not None and is_wanted(case) else None
                     if case is not None and content is not None:
                         yield case, member.name, content.read()
             while stream.read(_READ_BYTES):  # to the end, where a compressed file that was cut off shows

@@ -1,8 +1,10 @@
 """RPC in, domain call, RPC out.
 
-Invariant: a watch gives every event from where it begins, once and in order, and ends with the load test.
+Invariant: a watch gives every event from where it begins, once and in order, and ends with the load test: who has seen
+the end gets a load test that has ended.
 """
 
+import asyncio
 from functools import partial
 
 from google.protobuf.message import Message
@@ -14,6 +16,7 @@ from llmpilot_loadtester import wire
 from llmpilot_loadtester.load_test_log import watch
 from llmpilot_loadtester.load_test_states import LoadTestStates
 from llmpilot_loadtester.load_tests import LoadTests
+from llmpilot_loadtester.wire_events import is_end
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.open_calls import OpenCalls
 from llmpilot_servicekit.server import Registration
@@ -41,7 +44,7 @@ class LoadTestServicer(LoadTestServiceServicer):
         context: ServicerContext[pb.CreateLoadTestRequest, pb.CreateLoadTestResponse],  # noqa: ARG002
     ) -> pb.CreateLoadTestResponse:
         """Accept a load test."""
-        load_test, spec = wire.read_create_request(request)
+        load_test, spec = await asyncio.to_thread(wire.read_create_request, request)  # prompts may be megabytes
         made = await self._load_tests.create(load_test, spec)
         return pb.CreateLoadTestResponse(load_test=wire.write_load_test(made))
 
@@ -63,7 +66,7 @@ class LoadTestServicer(LoadTestServiceServicer):
         after, count = wire.read_list_request(request)
         page = await self._states.page(after=after, count=count)
         return pb.ListLoadTestsResponse(
-            load_tests=[wire.write_load_test(each, with_results=False) for each in page.load_tests],
+            load_tests=[wire.write_load_test(each) for each in page.load_tests],
             next_page_token=page.next_after,
         )
 
@@ -88,7 +91,8 @@ class LoadTestServicer(LoadTestServiceServicer):
 
             async def send(event: Message) -> None:
                 assert isinstance(event, pb.LoadTestEvent)  # noqa: S101 by the table of subjects
+                if is_end(event):
+                    await self._states.wait_ended(load_test_id)
                 await context.write(pb.WatchLoadTestResponse(event=event))
 
-            is_end = stored.load_test.state.is_end
-            await watch(self._nats, load_test_id, start_index, ended=is_end, send=send)
+            await watch(self._nats, load_test_id, start_index, ended=stored.load_test.state.is_end, send=send)

@@ -10,7 +10,7 @@ class LoadTesterSettings(ServiceSettings):
 
     max_load_tests: int = Field(default=1, gt=0, le=64)
     """LLMPILOT_MAX_LOAD_TESTS: load tests that run here at once; they take CPU from each other. Others wait."""
-    take_over_seconds: float = Field(default=10, gt=0, allow_inf_nan=False)
+    take_over_seconds: float = Field(default=10, ge=1, allow_inf_nan=False)
     """LLMPILOT_TAKE_OVER_SECONDS: how long a load test's owner is silent before another process goes on with it."""
     workload_generator_address: Address | None = None
     """LLMPILOT_WORKLOAD_GENERATOR_ADDRESS: unset: the one that runs on this machine."""

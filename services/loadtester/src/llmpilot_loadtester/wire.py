@@ -24,6 +24,8 @@ from llmpilot_loadtester.wire_spec import read_spec, write_spec
 LARGEST_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 LARGEST_REQUEST_ID = 128
+LARGEST_SHOWN_SPEC_BYTES = 32 * 1024
+"""It is in every snapshot, which is one message on NATS, and in lists."""
 WriteMeasurement = Callable[[StageResult, str, bool], Message]
 """Makes the event of a result, an event id and whether the server is a simulator."""
 LOAD_TEST_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -52,6 +54,9 @@ def read_create_request(request: pb.CreateLoadTestRequest) -> tuple[LoadTest, by
         description = 'must be 1 to 63 lower-case letters, digits and "-", not "-" at either end, is '
         violations.append(Violation("load_test_id", f"{description}{_shown(load_test_id)}"))
     spec = read_spec(request.spec, violations)
+    if spec is not None and (size_bytes := write_spec(spec).ByteSize()) > LARGEST_SHOWN_SPEC_BYTES:
+        allowed = f"may have {LARGEST_SHOWN_SPEC_BYTES:,} bytes beside prompts, tokenizers, certificates and keys"
+        violations.append(Violation("spec", f"{allowed}, has {size_bytes:,}: give fewer steps, conditions or headers"))
     if spec is None or violations:
         raise InvalidInputError(violations)
     load_test = LoadTest(

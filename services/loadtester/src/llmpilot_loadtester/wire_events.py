@@ -13,9 +13,14 @@ from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot_contracts.errors import PilotError
 from llmpilot_loadtester.domain.events import LiveMetrics, Noted, RecordsCame, StageBegan, StageMeasured, TargetFound
 from llmpilot_loadtester.domain.load_test import Changed, LoadTest, LogEvent, MeasurementPublished
+from llmpilot_loadtester.domain.results import StageResult
 from llmpilot_loadtester.wire import read_load_test, write_load_test
 from llmpilot_loadtester.wire_results import read_result, write_result
 from llmpilot_loadtester.wire_spec import read_stage, write_stage
+
+LARGEST_SNAPSHOT_BYTES = 900_000
+"""NATS takes messages of 1 MiB."""
+_SHORT_EXAMPLE, _SHORT_REASON, _FEW_REASONS = 60, 200, 3
 
 
 def write_event(event: LogEvent, *, index: int, unix_nanos: int) -> pb.LoadTestEvent:
@@ -64,12 +69,30 @@ def is_end(wire: Message) -> bool:
 
 
 def write_snapshot(load_test: LoadTest) -> pb.LoadTestSnapshot:
-    """Return a load test as replicas share it."""
+    """Return a load test as replicas share it; where it would be too large, with results in short."""
+    snapshot = _snapshot_of(load_test)
+    if snapshot.ByteSize() > LARGEST_SNAPSHOT_BYTES:
+        snapshot = _snapshot_of(replace(load_test, results=tuple(map(_in_short, load_test.results))))
+    return snapshot
+
+
+def _snapshot_of(load_test: LoadTest) -> pb.LoadTestSnapshot:
     return pb.LoadTestSnapshot(
         load_test=write_load_test(load_test),
         owner=load_test.owner,
         cancel_requested=load_test.cancel_requested,
         spec_digest=load_test.spec_digest,
+    )
+
+
+def _in_short(result: StageResult) -> StageResult:
+    """Leave out what only explains; the log has it."""
+    errors = tuple(replace(error, example=error.example[:_SHORT_EXAMPLE]) for error in result.metrics.errors)
+    reasons = tuple(reason[:_SHORT_REASON] for reason in result.verdict.reasons[:_FEW_REASONS])
+    return replace(
+        result,
+        metrics=replace(result.metrics, errors=errors),
+        verdict=replace(result.verdict, reasons=reasons, notes=()),
     )
 
 

@@ -14,8 +14,6 @@ from llmpilot_loadtester.outputs.run_facts import public_url
 from llmpilot_loadtester.wire_llm import llm_violations
 
 MODELS = "workloadModels/"
-LARGEST_STAGE_COUNT = 100
-"""All of their results are in one message on NATS."""
 
 PROTOCOLS = {
     domain.Protocol.OPENAI_COMPLETIONS: pb.PROTOCOL_OPENAI_COMPLETIONS,
@@ -88,8 +86,8 @@ def _wire_violations(wire: pb.LoadTestSpec) -> Iterator[Violation]:
     for field, kind in kinds:
         if kind not in _LOAD_KINDS_READ:
             yield Violation(f"{field}.kind", f"must be a known kind, is {kind}")
-    if len(wire.stages) > LARGEST_STAGE_COUNT:
-        yield Violation("spec.stages", f"must be at most {LARGEST_STAGE_COUNT}, are {len(wire.stages)}")
+    if len(wire.stages) > domain.LARGEST_STAGE_COUNT:
+        yield Violation("spec.stages", f"must be at most {domain.LARGEST_STAGE_COUNT}, are {len(wire.stages)}")
     if wire.WhichOneof("requests") is None:
         yield Violation("spec.requests", "must be set: workload, prompts or synthetic")
     if wire.WhichOneof("requests") == "workload":
@@ -136,7 +134,12 @@ def _read_requests(wire: pb.LoadTestSpec) -> domain.Requests:
                 fixed_output_length=wire.prompts.fixed_output_length,
             )
     made = wire.synthetic
-    return domain.SyntheticRequests(input_tokens=made.input_tokens, output_tokens=made.output_tokens, seed=made.seed)
+    return domain.SyntheticRequests(
+        input_tokens=made.input_tokens,
+        output_tokens=made.output_tokens,
+        seed=made.seed,
+        fixed_output_length=not made.free_output_length,
+    )
 
 
 def _read_workload(wire: pb.WorkloadRequests) -> domain.WorkloadRequests:
@@ -222,6 +225,7 @@ def write_spec(spec: domain.LoadTestSpec) -> pb.LoadTestSpec:
             wire.synthetic.input_tokens = requests.input_tokens
             wire.synthetic.output_tokens = requests.output_tokens
             wire.synthetic.seed = requests.seed
+            wire.synthetic.free_output_length = not requests.fixed_output_length
     return wire
 
 

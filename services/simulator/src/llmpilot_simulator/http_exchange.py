@@ -166,6 +166,8 @@ class Exchange:
             await response.prepare(self.request)
             reply.begin()
             await reply.finished
+        except ConnectionResetError:  # the client left before the first token
+            return response
         finally:
             for ticket in tickets:
                 self.service.server.cancel(ticket)

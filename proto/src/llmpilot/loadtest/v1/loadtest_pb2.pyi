@@ -297,22 +297,26 @@ class SyntheticRequests(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    FREE_OUTPUT_LENGTH_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """Tokens of a prompt, about; at least 1."""
     output_tokens: _builtins.int
     """Tokens of a reply, at least 1."""
     seed: _builtins.int
     """The same seed gives the same prompts."""
+    free_output_length: _builtins.bool
+    """Whether the server may end replies before that length: some refuse to be told not to."""
     def __init__(
         self,
         *,
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         seed: _builtins.int = ...,
+        free_output_length: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_output_length", b"free_output_length", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

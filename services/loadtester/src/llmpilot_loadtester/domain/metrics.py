@@ -197,16 +197,21 @@ class _Arrivals:
 def _arrivals_of(records: RecordBatch, window: Window) -> _Arrivals:
     ended = records.is_ok & window.holds(records.end_nanos)
     inputs = records.input_tokens[ended]
-    # A long reply that began in the warm-up was served in the window, though it is cut off when the stage ends.
-    cut_off = (records.status == _CANCELLED) & (records.send_nanos < window.from_nanos)
-    counts = np.repeat(records.is_ok | cut_off, np.diff(records.chunk_starts))
-    arrived = counts & window.holds(records.chunk_nanos)
+    arrived = arrived_in(records, window)
     return _Arrivals(
         request_count=int(ended.sum()),
         input_tokens=None if bool((inputs == UNKNOWN).any()) else int(inputs.sum()),
         token_nanos=records.chunk_nanos[arrived],
         token_counts=records.chunk_tokens[arrived],
     )
+
+
+def arrived_in(records: RecordBatch, window: Window) -> Mask:
+    """Tell by chunk whether its tokens are of the throughput of the window: of replies that did not fail."""
+    # A long reply that began in the warm-up was served in the window, though it is cut off when the stage ends.
+    cut_off = (records.status == _CANCELLED) & (records.send_nanos < window.from_nanos)
+    counts = np.repeat(records.is_ok | cut_off, np.diff(records.chunk_starts))
+    return np.asarray(counts & window.holds(records.chunk_nanos))
 
 
 def _in_order_of_sending(records: RecordBatch, window: Window) -> Integers:

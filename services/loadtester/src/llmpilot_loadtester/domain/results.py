@@ -79,7 +79,7 @@ class StageMetrics:
     requests_per_second: float
     """Successful requests that ended in the window."""
     output_tokens_per_second: float
-    """Output tokens that arrived in the window, of successful requests."""
+    """Output tokens that arrived in the window, of replies that succeeded or, begun in the warm-up, were cut off."""
     input_tokens_per_second: float | None
     """Input tokens of the same requests as requests_per_second; None: unknown."""
     sent_per_second: float

@@ -10,7 +10,7 @@ met, which is the safe side. As a decision may look three times, each look has a
 Loads are doubled from the lowest until one is not met, then the interval between the largest that is met and the
 smallest that is not is halved until it is as narrow as the precision asks; users are whole. This takes the share of
 good requests to fall with the load. A stage whose numbers do not count ends the search with what is known: the load
-tester, not the server, was too slow.
+tester, not the server, was too slow. So does the last of `LARGEST_STAGE_COUNT` stages.
 """
 
 import math
@@ -19,13 +19,22 @@ from dataclasses import dataclass, replace
 
 from llmpilot_loadtester.domain.binomial import chance_of_at_least, chance_of_at_most
 from llmpilot_loadtester.domain.results import StageResult
-from llmpilot_loadtester.domain.spec import Load, LoadKind, LoadSearch, ServiceLevel, Stage, UserStep
+from llmpilot_loadtester.domain.spec import (
+    LARGEST_STAGE_COUNT,
+    Load,
+    LoadKind,
+    LoadSearch,
+    ServiceLevel,
+    Stage,
+    UserStep,
+)
 
 LOOK_COUNT = 3
 """Measurements of one load at most."""
 SIGNIFICANT_DIGITS = 6
 """Of rates, so that they are the same in every process and read well."""
 _SPOILT = " The search ended early, as the numbers of its last stage do not count."
+_TOO_LONG = f" The search ended early, after {LARGEST_STAGE_COUNT} stages: ask for less precision or narrower bounds."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +61,9 @@ class SloSearch:
     @property
     def stage_count(self) -> int:
         """Stages at most."""
-        doublings = math.ceil(math.log2(max(self.search.high / self.search.low, 1.0))) + 1
-        halvings = math.ceil(math.log2(1 / self.search.precision)) + 1
-        return LOOK_COUNT * (doublings + halvings)
+        doublings = math.ceil(max(math.log2(self.search.high) - math.log2(self.search.low), 0.0)) + 1
+        halvings = math.ceil(-math.log2(self.search.precision)) + 1
+        return min(LOOK_COUNT * (doublings + halvings), LARGEST_STAGE_COUNT)
 
     def next_stage(self, results: Sequence[StageResult]) -> Stage | None:
         """Return the stage after these results; None: the search is over."""
@@ -76,7 +85,7 @@ class SloSearch:
         """Return what is known, in sentences."""
         met, unmet = _bounds(self.tallies(results))
         if met is None and unmet is None:
-            return f"No load was decided.{_SPOILT * _is_spoilt(results)}"
+            return f"No load was decided.{self._why_early(results)}"
         facts = [f"met by {self._words(met)}"] if met is not None else []
         if unmet is not None:
             facts.append(f"not met by {self._words(unmet)}")
@@ -87,8 +96,14 @@ class SloSearch:
         share, confidence = (f"{100 * part:.4g} %" for part in (self.service_level.share, self.search.confidence))
         return (
             f"The service level is {'; '.join(facts)}. Each decision, whether {share} of the requests are within all "
-            f"limits, is {confidence} sure.{_SPOILT * _is_spoilt(results)}"
+            f"limits, is {confidence} sure.{self._why_early(results)}"
         )
+
+    def _why_early(self, results: Sequence[StageResult]) -> str:
+        if _is_spoilt(results):
+            return _SPOILT
+        is_cut = len(results) >= LARGEST_STAGE_COUNT and self._wanted_load(results) is not None
+        return _TOO_LONG * is_cut
 
     def tallies(self, results: Sequence[StageResult]) -> list[Tally]:
         """Return what is known of every load, in the order in which they were first measured."""
@@ -121,8 +136,11 @@ class SloSearch:
         return replace(tally, meets=meets, is_sure=is_sure)
 
     def _next_load(self, results: Sequence[StageResult]) -> float | None:
-        if _is_spoilt(results):
+        if _is_spoilt(results) or len(results) >= LARGEST_STAGE_COUNT:
             return None
+        return self._wanted_load(results)
+
+    def _wanted_load(self, results: Sequence[StageResult]) -> float | None:
         tallies = self.tallies(results)
         for tally in tallies:
             if tally.meets is None:

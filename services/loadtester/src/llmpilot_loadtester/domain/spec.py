@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+_SHORTEST_SECRET = 4
+"""Characters; what is shorter would be found in any text."""
+LARGEST_STAGE_COUNT = 100
+"""All of their results are in one message on NATS."""
+
 
 class Protocol(StrEnum):
     """What an inference server speaks."""
@@ -35,6 +40,13 @@ class Target:
     """Accept any certificate."""
     request_timeout_seconds: float = 600.0
     connect_timeout_seconds: float = 10.0
+
+    def without_secrets(self, text: str) -> str:
+        """Return what a server said without the key and the values of headers, which some servers repeat."""
+        for secret in (self.api_key, *(value.strip() for _, value in self.headers)):
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "(not shown)")
+        return text
 
 
 class LoadKind(StrEnum):
@@ -177,6 +189,7 @@ class SyntheticRequests:
     input_tokens: int
     output_tokens: int
     seed: int = 0
+    fixed_output_length: bool = True
 
 
 Requests = WorkloadRequests | PromptRequests | SyntheticRequests

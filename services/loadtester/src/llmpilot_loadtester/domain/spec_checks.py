@@ -119,6 +119,15 @@ def _without_key(url: str) -> str:
 def _stage_violations(field: str, stage: Stage, spec: LoadTestSpec) -> Iterator[Violation]:
     yield from _load_violations(f"{field}.load", stage.load, spec)
     yield from _duration_violations(field, stage.warm_up_seconds, stage.measure_seconds)
+    if stage.load.kind is LoadKind.ALL_AT_ONCE and stage.warm_up_seconds > 0:
+        yield Violation(
+            f"{field}.warm_up_seconds", f"must be 0, is {stage.warm_up_seconds:g}: all requests are sent at the start"
+        )
+    end_seconds = stage.warm_up_seconds + stage.measure_seconds
+    for index, step in enumerate(stage.load.user_steps[1:], start=1):
+        if end_seconds <= step.at_seconds < math.inf:
+            problem = f"must be before the end of the stage, {end_seconds:g} s, is {step.at_seconds:g}"
+            yield Violation(f"{field}.load.user_steps[{index}].at_seconds", problem)
 
 
 def _duration_violations(field: str, warm_up_seconds: float, measure_seconds: float) -> Iterator[Violation]:

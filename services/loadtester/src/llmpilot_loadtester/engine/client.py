@@ -12,7 +12,7 @@ from llmpilot_contracts.record_schema import OK
 from llmpilot_loadtester.domain.spec import Protocol, Target
 from llmpilot_loadtester.engine.connection import Connection, RawReply
 from llmpilot_loadtester.engine.reader import Reader
-from llmpilot_loadtester.protocols.reply import ProtocolAdapter, Received, Reply
+from llmpilot_loadtester.protocols.reply import ProtocolAdapter, Received, Reply, go_on
 
 _NANOS = 1_000_000_000
 _SAID_BY_SERVER = frozenset({"out_of_memory", "invalid", "rejected", "server_error"})
@@ -35,12 +35,19 @@ class Generation:
     def reply(self) -> Reply:
         """What the protocol makes of it."""
         if self._reply is None:
-            self._reply = self._read()
+            self._reply = self._read(go_on)
         return self._reply
 
-    def _read(self) -> Reply:
+    def parse(self, pause: Callable[[], None]) -> None:
+        """Parse it already, with pauses in which others may run; who looks at it meanwhile parses it for himself."""
+        if self._reply is None:
+            self._reply = self._read(pause)
+
+    def _read(self, pause: Callable[[], None]) -> Reply:
         raw = self.raw
-        received = Received(parts=raw.parts, stamps=raw.stamps, is_closed=raw.is_closed, exchange=raw.exchange)
+        received = Received(
+            parts=raw.parts, stamps=raw.stamps, is_closed=raw.is_closed, exchange=raw.exchange, pause=pause
+        )
         try:
             return self._adapter.read(received)
         except Exception as error:  # noqa: BLE001 a mistake in an adapter must not cost the record

@@ -5,20 +5,19 @@ before the reply is whole or cannot become so. Times are CLOCK_REALTIME, the clo
 (SO_TIMESTAMPNS, socket(7)).
 """
 
-import _socket
 import ssl
 import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import gevent
-from gevent import socket
 from gevent.hub import Waiter, get_hub
 
 from llmpilot_loadtester.domain.spec import Target
 from llmpilot_loadtester.engine.reader import Reader
-from llmpilot_loadtester.engine.sockets import ConnectError, Dialer, OpenSocket, TlsLayer, send_all
+from llmpilot_loadtester.engine.sockets import ConnectError, Dialer, OpenSocket, TlsLayer, acknowledged_bytes
 from llmpilot_loadtester.protocols.reply import Exchange, ProtocolAdapter
 
 _NANOS = 1_000_000_000
@@ -64,17 +63,20 @@ class Connection:
         self._dialer = Dialer(target)
         self._socket: OpenSocket | None = None
         self._recvmsg_into: Callable[..., tuple[int, list[tuple[int, int, bytes]], int, object]]
-        self._is_reused = False
+        self._acknowledged_bytes: int | None = None
+        """Of what went over the socket before the request; None: it is a new one."""
+        self._is_stale = False
+        """Whether the last request went over a connection that its server had closed before."""
         self._reply: RawReply | None = None
         self.last_reply: RawReply | None = None
         """What came of the last request, also where the greenlet that sent it was killed."""
         self._exchange: Exchange
         self._waiter: Waiter | None = None
         """Of the greenlet that waits for the reply."""
-        self._sender: Waiter | None = None
-        """Of the same greenlet while the kernel does not take more of its request."""
         self._all_kernel = True
         self._unsent = bytearray()
+        """What the kernel did not take yet; `_writer` watches for when it does."""
+        self._writer: Any = None
 
     @property
     def is_busy(self) -> bool:
@@ -89,15 +91,11 @@ class Connection:
     def request(self, body: bytes, request_id: str) -> RawReply:
         """Send a request and return its reply when it has ended, however it did. Blocks the greenlet.
 
-        A connection that the server closed between two requests is opened anew, and the request sent once more if not
-        a byte of its reply had come.
+        A connection that the server closed between two requests is opened anew, and the request sent once more if the
+        server's kernel took nothing of it. A server that got the request and closed has failed it.
         """
         reply = self._try(body, request_id)
-        if self._is_reused and reply.failure == "disconnected" and not reply.parts:
-            self._is_reused = False
-            reply = self._try(body, request_id)
-        self._is_reused = self._socket is not None
-        return reply
+        return self._try(body, request_id) if self._is_stale else reply
 
     def cancel(self) -> None:
         """End the request that is under way, if there is one; may be called from anywhere."""
@@ -110,12 +108,15 @@ class Connection:
 
     def _try(self, body: bytes, request_id: str) -> RawReply:
         reply = self.last_reply = RawReply()
+        self._is_stale = False
+        is_new = self._socket is None
         try:
-            self._ensure_open()
+            opened = self._socket or self._open()
         except ConnectError as error:
             reply.send_nanos = reply.end_nanos = time.time_ns()
             reply.failure, reply.error = error.status, str(error)
             return reply
+        self._acknowledged_bytes = None if is_new else acknowledged_bytes(opened.raw)
         pieces = self._adapter.write(body, request_id)
         self._exchange = reply.exchange = self._adapter.exchange()
         self._waiter = Waiter()
@@ -126,7 +127,7 @@ class Connection:
         timer.start(self._on_timeout)
         reply.send_nanos = time.time_ns()
         try:
-            self._send(pieces)
+            self._send((self._adapter.preface, *pieces) if is_new else pieces)
             if self._reply is not None:
                 self._waiter.get()
         finally:
@@ -136,65 +137,60 @@ class Connection:
             self._waiter = None
         return reply
 
-    def _ensure_open(self) -> None:
-        if self._socket is not None:
-            return
-        opened = self._dialer.open()
-        self._socket = opened
-        self._is_reused = False
-        self._unsent.clear()
+    def _open(self) -> OpenSocket:
+        opened = self._socket = self._dialer.open()
         self._recvmsg_into = opened.raw.recvmsg_into
         self._reader.add(opened.raw.fileno(), self._on_tls_readable if opened.tls else self._on_readable)
         self._adapter.renew()
-        if self._adapter.preface:
-            try:
-                send_all(opened.raw, _encrypted(opened, self._adapter.preface))
-            except OSError as error:
-                self._close()
-                raise ConnectError("disconnected", f"the server closed the new connection: {error}") from error
+        return opened
 
     def _send(self, pieces: Sequence[bytes]) -> None:
-        """Send the request, until it is out or has ended otherwise."""
+        """Give the kernel what it takes at once; the rest follows, in this order, when it takes more. Never waits."""
         opened = self._socket
         if opened is None:
             return
         try:
-            if opened.tls is None:
-                sent_bytes = self._send_at_once(opened.raw, pieces)
-                if sent_bytes < sum(map(len, pieces)):
-                    self._send_bit_by_bit(opened.raw, b"".join(pieces)[sent_bytes:])
-            else:
-                self._send_bit_by_bit(opened.raw, _encrypted(opened, b"".join(pieces)))
-        except OSError as error:
-            # The server may have answered before it closed (413): what it said is still to be read.
-            self._read_what_is_left()
-            self._fail("disconnected", f"the server closed the connection while the request was sent: {error}")
-
-    def _send_at_once(self, raw: _socket.socket, pieces: Sequence[bytes]) -> int:
-        try:
-            return raw.sendmsg(pieces)
+            if opened.tls is not None:
+                pieces = (_encrypted(opened.tls, b"".join(pieces)),)
+            sent_bytes = 0 if self._unsent else opened.raw.sendmsg(pieces)
         except BlockingIOError:
-            return 0
+            sent_bytes = 0
+        except OSError as error:
+            get_hub().loop.run_callback(self._on_unsendable, opened, error)
+            return
+        if sent_bytes == sum(map(len, pieces)):
+            return
+        self._unsent += b"".join(pieces)[sent_bytes:]
+        if self._writer is None:
+            self._writer = get_hub().loop.io(opened.raw.fileno(), _WRITE)
+            self._writer.start(self._on_writable)
 
-    def _send_bit_by_bit(self, raw: _socket.socket, data: bytes) -> None:
-        view = memoryview(data)
-        while view and self._reply is not None:
-            try:
-                view = view[raw.send(view) :]
-            except BlockingIOError:
-                self._wait_writable(raw)
-
-    def _wait_writable(self, raw: _socket.socket) -> None:
-        """Wait until the kernel takes more, or the request has ended."""
-        watcher = get_hub().loop.io(raw.fileno(), _WRITE)
-        self._sender = Waiter()
-        watcher.start(self._sender.switch, None)
+    def _on_writable(self) -> None:
+        opened = self._socket
+        assert opened is not None, "watched"  # noqa: S101
         try:
-            self._sender.get()
-        finally:
-            watcher.stop()
-            watcher.close()
-            self._sender = None
+            del self._unsent[: opened.raw.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._on_unsendable(opened, error)
+            return
+        if not self._unsent:
+            self._stop_writing()
+
+    def _stop_writing(self) -> None:
+        self._unsent.clear()
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+            self._writer = None
+
+    def _on_unsendable(self, opened: OpenSocket, error: OSError) -> None:
+        """The server may have answered before it closed (413): what it said is still to be read."""
+        if self._socket is opened:
+            self._read_what_is_left()
+        if self._socket is opened:
+            self._on_broken(error, "the server closed the connection while the request was sent")
 
     def _read_what_is_left(self) -> None:
         for _ in range(_MOST_LEFT_READS):
@@ -244,7 +240,8 @@ class Connection:
                     return
             self._on_closed()  # TLS said goodbye
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
-            return
+            if tls.outgoing.pending and self._has(tls):  # what TLS itself has to answer
+                self._send(())
         except OSError as error:
             self._on_broken(error)
 
@@ -265,10 +262,14 @@ class Connection:
         reply.parts.append(part)
         reply.stamps.append(stamp)
         exchange = self._exchange
-        is_whole = exchange.feed(part)
+        try:
+            is_whole = exchange.feed(part)
+        except Exception as error:  # noqa: BLE001 gevent stops a watcher that raises, which is that of all connections
+            self._fail("malformed", f"the load tester cannot read the reply ({error!r}); please report it")
+            return
         if exchange.outgoing:
             outgoing, exchange.outgoing = exchange.outgoing, b""
-            self._send_now(outgoing)
+            self._send((outgoing,))
         if is_whole and self._reply is reply:
             reply.is_whole = True
             if not exchange.keeps_connection:
@@ -276,62 +277,42 @@ class Connection:
             self._end(reply.stamps[-1])
 
     def _take_between(self, part: bytes) -> None:
-        answer = self._adapter.between(part)
+        try:
+            answer = self._adapter.between(part)
+        except Exception:  # noqa: BLE001 as in `_take`
+            answer = None
         if answer is None:
             self._close()
         elif answer:
-            self._send_now(answer)
-
-    def _send_now(self, data: bytes) -> None:
-        """Send from the hub, where nothing may wait: what the kernel does not take at once goes with a greenlet."""
-        opened = self._socket
-        if opened is None:
-            return
-        data = _encrypted(opened, data)
-        if self._unsent:
-            self._unsent += data
-            return
-        try:
-            sent_bytes = opened.raw.send(data)
-        except BlockingIOError:
-            sent_bytes = 0
-        except OSError as error:
-            self._on_broken(error)
-            return
-        if sent_bytes < len(data):
-            self._unsent += data[sent_bytes:]
-            gevent.spawn(self._send_unsent, opened)
-
-    def _send_unsent(self, opened: OpenSocket) -> None:
-        while self._unsent and self._socket is opened:
-            try:
-                del self._unsent[: opened.raw.send(self._unsent)]
-            except BlockingIOError:
-                socket.wait_write(opened.raw.fileno())
-            except OSError:
-                return  # the reader hears of it
+            self._send((answer,))
 
     def _on_closed(self) -> None:
-        self._close()
-        if self._reply is None:
-            return
-        self._reply.is_closed = True
-        if self._reply.parts:
-            self._end(time.time_ns())
-        else:
+        reply = self._reply
+        if reply is not None:
+            reply.is_closed = True
+        if reply is not None and not reply.parts:
             self._fail("disconnected", "the server closed the connection before its reply")
-
-    def _on_broken(self, error: OSError) -> None:
-        self._fail("disconnected", f"the connection broke off: {error.strerror or error}")
+            return
         self._close()
+        if reply is not None:
+            self._end(time.time_ns())
+
+    def _on_broken(self, error: OSError, what: str = "the connection broke off") -> None:
+        if self._reply is None:
+            self._close()
+        else:
+            self._fail("disconnected", f"{what}: {error.strerror or error}")
 
     def _on_timeout(self) -> None:
         self._fail("timeout", f"no whole reply within {self._target.request_timeout_seconds:g} s")
 
     def _fail(self, failure: str, error: str) -> None:
-        if self._reply is None:
+        reply = self._reply
+        if reply is None:
             return
-        self._reply.failure, self._reply.error = failure, error
+        reply.failure, reply.error = failure, error
+        if failure == "disconnected" and not reply.parts and self._socket is not None:
+            self._is_stale = self._acknowledged_bytes == acknowledged_bytes(self._socket.raw)
         self._close()
         self._end(time.time_ns())
 
@@ -341,24 +322,23 @@ class Connection:
         self._reader.stream_count -= 1
         reply.end_nanos = max(end_nanos, reply.send_nanos)
         reply.stamp_source = "kernel" if reply.parts and self._all_kernel else "user_space"
+        if self._waiter is None:
+            return
         hub = get_hub()
-        for waiter in (self._sender, self._waiter):
-            if waiter is None:
-                continue
-            if gevent.getcurrent() is hub:
-                waiter.switch(None)
-            else:
-                hub.loop.run_callback(waiter.switch, None)
+        if gevent.getcurrent() is hub:
+            self._waiter.switch(None)
+        else:
+            hub.loop.run_callback(self._waiter.switch, None)
 
     def _close(self) -> None:
         opened, self._socket = self._socket, None
         if opened is not None:
+            self._stop_writing()
             self._reader.remove(opened.raw.fileno())
             opened.raw.close()
 
 
-def _encrypted(opened: OpenSocket, data: bytes) -> bytes:
-    if opened.tls is None:
-        return data
-    opened.tls.session.write(data)
-    return opened.tls.outgoing.read()
+def _encrypted(tls: TlsLayer, data: bytes) -> bytes:
+    if data:
+        tls.session.write(data)
+    return tls.outgoing.read()

@@ -17,7 +17,6 @@ from llmpilot_loadtester.worker_messages import Kind, MessageReader
 
 _READ, _WRITE = 1, 2
 _READ_BYTES = 1 << 20
-_WRITE_BYTES = 1 << 18
 _PIPE_BYTES = 1 << 20
 MOST_WAITING_BYTES = 128 * 1024 * 1024
 """Of messages that a supervisor does not read; what can be done without is dropped beyond it."""
@@ -72,7 +71,7 @@ class Outbox:
         self.is_broken = False
         """Whether the supervisor does not read any more."""
         self._fd = fd
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[memoryview] = deque()
         self._waiting_bytes = 0
         self._watcher: Any = get_hub().loop.io(fd, _WRITE)
         self._is_watching = False
@@ -83,7 +82,7 @@ class Outbox:
         """Send a message as soon as the pipe takes it; returns whether it was not dropped."""
         if self.is_broken or (droppable and self._waiting_bytes + len(message) > MOST_WAITING_BYTES):
             return False
-        self._waiting.append(message)
+        self._waiting.append(memoryview(message))
         self._waiting_bytes += len(message)
         self._write()
         return True
@@ -95,9 +94,8 @@ class Outbox:
     def _write(self) -> None:
         try:
             while self._waiting:
-                # A slice, as a pipe takes no more than its size anyway.
                 first = self._waiting[0]
-                written_bytes = os.write(self._fd, first[:_WRITE_BYTES])
+                written_bytes = os.write(self._fd, first)
                 self._waiting_bytes -= written_bytes
                 if written_bytes == len(first):
                     self._waiting.popleft()

@@ -6,12 +6,14 @@ never from a greenlet, and must not switch.
 """
 
 import select
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from gevent import monkey
 from gevent.hub import get_hub
 
+from llmpilot_loadtester.engine.sockets import keep_stamping
 from llmpilot_loadtester.engine.timer import KernelTimer
 
 _READ = 1
@@ -34,6 +36,7 @@ class Reader:
         self._loop = get_hub().loop
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._watchers: dict[int, Any] = {}
+        self._stamping = keep_stamping()
         make_epoll = _original_epoll()
         self._epoll = make_epoll() if make_epoll else None
         self._gathering: KernelTimer | None = None
@@ -65,6 +68,7 @@ class Reader:
         """Watch nothing any longer."""
         for fd in [*self._callbacks, *self._watchers]:
             self.remove(fd)
+        self._stamping.close()
         if self._epoll is not None and self._gathering is not None:
             self._watcher.stop()
             self._watcher.close()
@@ -76,8 +80,12 @@ class Reader:
         callbacks = self._callbacks
         for fd, _ in self._epoll.poll(0, _BATCH):
             callback = callbacks.get(fd)
-            if callback is not None:  # None: removed by a callback before it
+            if callback is None:  # removed by a callback before it
+                continue
+            try:
                 callback()
+            except Exception:  # noqa: BLE001 gevent stops a watcher that raises: every connection would be deaf
+                get_hub().handle_error(callback, *sys.exc_info())
         if self.stream_count >= _GATHER_FROM_STREAMS and self._gathering is not None:
             self._watcher.stop()
             self._gathering.set_after(min(self.stream_count * _GATHER_NANOS_PER_STREAM, _LONGEST_GATHER_NANOS))

@@ -58,10 +58,11 @@ class Recorder:
         *,
         on_parsed: Callable[[EndedRequest], None] | None = None,
         asked_model: str = "",
+        without_secrets: Callable[[str], str] = str,
     ) -> None:
         """sink: takes a frame and the number of its records; None: records are not wanted.
 
-        asked_model: the model that replies should be of; empty: any.
+        asked_model: the model that replies should be of; empty: any. without_secrets: makes an error fit to be shown.
         """
         self.coalesced_read_count = 0
         """Reads that brought several parts with tokens of one reply."""
@@ -72,6 +73,7 @@ class Recorder:
         self._sink = sink
         self._asked_model = asked_model
         self._on_parsed = on_parsed
+        self._without_secrets = without_secrets
         self._backlog: deque[EndedRequest] = deque()
         self._backlog_bytes = 0
         self._has_backlog = Event()
@@ -122,12 +124,18 @@ class Recorder:
     def _parse_when_idle(self) -> None:
         while True:
             self._has_backlog.wait()
-            # A sleep(0) would not do: gevent runs callbacks for milliseconds before it looks at sockets again.
-            self._hub.wait(self._idle)
+            self._wait_until_idle()
             if self._backlog:
-                self._parse_next()
+                first = self._backlog[0]
+                first.generation.parse(self._wait_until_idle)
+                if self._backlog and self._backlog[0] is first:  # nobody was in a hurry
+                    self._parse_next()
             if not self._backlog:
                 self._has_backlog.clear()
+
+    def _wait_until_idle(self) -> None:
+        # A sleep(0) would not do: gevent runs callbacks for milliseconds before it looks at sockets again.
+        self._hub.wait(self._idle)
 
     def _parse_next(self) -> None:
         ended = self._backlog.popleft()
@@ -137,7 +145,7 @@ class Recorder:
             self.other_model = model
             self.other_model_count += 1
         if self._sink is not None:
-            self._rows.add(ended)
+            self._rows.add(ended, self._without_secrets(ended.generation.error))
         if self._on_parsed is not None:
             self._on_parsed(ended)
 
@@ -155,7 +163,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def add(self, ended: EndedRequest) -> None:
+    def add(self, ended: EndedRequest, error: str) -> None:
         """Append a row."""
         generation = ended.generation
         raw, reply = generation.raw, generation.reply
@@ -181,7 +189,7 @@ class _Rows:
             "stamp_source": _STAMP_CODES[raw.stamp_source],
         }
         self._numbers.append(tuple(numbers[name] for name in REQUEST_COLUMNS))
-        self._errors.append(generation.error)
+        self._errors.append(error)
         self._starts.append(len(self._stamps))
 
     def batch(self) -> RecordBatch:

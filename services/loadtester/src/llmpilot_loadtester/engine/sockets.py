@@ -4,8 +4,10 @@ Invariant: an open socket is non-blocking and asks the kernel for the time of ev
 """
 
 import _socket
+import contextlib
 import errno
 import ssl
+import struct
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -17,6 +19,9 @@ from llmpilot_loadtester.domain.spec import Target
 SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)
 """Linux' number on all but a few architectures; Python has no name for it. Source: asm-generic/socket.h."""
 
+_ACKED_AT, _TCP_INFO_BYTES = 120, 128
+"""tcpi_bytes_acked of struct tcp_info, and where it ends. Source: linux/tcp.h."""
+_acked = struct.Struct("Q")
 _PORTS = {"http": 80, "https": 443, "grpc": 80, "grpcs": 443}
 _SECURE = ("https", "grpcs")
 
@@ -45,8 +50,6 @@ class OpenSocket:
     raw: _socket.socket
     """Python's own, as gevent's would block greenlets."""
     tls: TlsLayer | None
-    has_kernel_stamps: bool
-    """Whether the kernel agreed to stamp what arrives."""
 
 
 class Dialer:
@@ -74,16 +77,12 @@ class Dialer:
         try:
             raw.setblocking(False)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                raw.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-                has_kernel_stamps = True
-            except OSError:
-                has_kernel_stamps = False
+            ask_for_stamps(raw)
             tls = self._shake_hands(raw) if self._context else None
         except BaseException:
             raw.close()
             raise
-        return OpenSocket(raw=raw, tls=tls, has_kernel_stamps=has_kernel_stamps)
+        return OpenSocket(raw=raw, tls=tls)
 
     def _shake_hands(self, raw: _socket.socket) -> TlsLayer:
         assert self._context is not None, "asked for"  # noqa: S101
@@ -93,13 +92,13 @@ class Dialer:
             try:
                 session.do_handshake()
             except ssl.SSLWantReadError:
-                send_all(raw, outgoing.read())
+                _send_all(raw, outgoing.read())
                 data = _receive(raw)
                 if not data:
                     raise ConnectionResetError(errno.ECONNRESET, "closed during the TLS handshake") from None
                 incoming.write(data)
             else:
-                send_all(raw, outgoing.read())
+                _send_all(raw, outgoing.read())
                 return TlsLayer(session=session, incoming=incoming, outgoing=outgoing)
 
     def _refusal(self, error: Exception) -> ConnectError:
@@ -125,8 +124,29 @@ class Dialer:
         return ConnectError("disconnected", f"no connection to {where}: {reason}")
 
 
-def send_all(raw: _socket.socket, data: bytes) -> None:
-    """Send everything, letting other greenlets run while the kernel takes no more. Raises OSError."""
+def ask_for_stamps(raw: _socket.socket) -> None:
+    """Ask the kernel for the time of every packet; one that has none leaves it to who reads."""
+    with contextlib.suppress(OSError):
+        raw.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+
+
+def keep_stamping() -> _socket.socket:
+    """Return a socket for as long as the kernel shall stamp; it needs a moment to begin when the first one asks."""
+    raw = _socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ask_for_stamps(raw)
+    return raw
+
+
+def acknowledged_bytes(raw: _socket.socket) -> int:
+    """Return how much the peer's kernel has taken of what was sent; -1 where ours does not say."""
+    try:
+        told = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except (OSError, AttributeError):
+        return -1
+    return int(_acked.unpack_from(told, _ACKED_AT)[0]) if len(told) >= _TCP_INFO_BYTES else -1
+
+
+def _send_all(raw: _socket.socket, data: bytes) -> None:
     view = memoryview(data)
     while view:
         try:

@@ -4,6 +4,7 @@ Invariant: nothing but messages leaves by standard output. Started as `python -m
 the supervisor; Locust, which prints and patches the standard library, is imported when the pipes are safe from it.
 """
 
+import ctypes
 import logging
 import os
 import resource
@@ -11,9 +12,13 @@ import signal
 import sys
 from typing import NoReturn
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> NoReturn:
-    """Serve until the supervisor closes the pipe, or says SIGTERM."""
+    """Serve until the supervisor closes the pipe, or says SIGTERM; one that is stopped (SIGSTOP) dies with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor to decide
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until there is something to record
     from gevent import monkey  # noqa: PLC0415

@@ -6,6 +6,7 @@ Invariant: it ends by itself when its supervisor is gone, and everything that wa
 import gc
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import gevent
@@ -79,7 +80,7 @@ class WorkerLoop:
 
     def _obey(self, kind: Kind, payload: bytes) -> None:
         if kind is Kind.PROBE:
-            gevent.spawn(self._probe, msgspec.json.decode(payload, type=ProbeOrder))
+            _spawn(self._on_broken, self._probe, msgspec.json.decode(payload, type=ProbeOrder))
         elif kind is Kind.STAGE:
             self._begin_stage(msgspec.json.decode(payload, type=StageOrder))
         elif kind is Kind.REQUESTS:
@@ -94,7 +95,9 @@ class WorkerLoop:
             self._fail(f"a worker is not told {kind.name}")
 
     def _probe(self, order: ProbeOrder) -> None:
-        self._outbox.put(pack_json(Kind.PROBED, probe(order.target, self._reader)))
+        probed = probe(order.target, self._reader)
+        problem = order.target.without_secrets(probed.problem)
+        self._outbox.put(pack_json(Kind.PROBED, replace(probed, problem=problem)))
 
     def _begin_stage(self, order: StageOrder) -> None:
         if self._stage is not None:
@@ -125,7 +128,11 @@ class _StageWork:
     ) -> None:
         new_adapter = new_adapter_for(order.target, order.reply_tokenizer_json)
         self._outbox = outbox
-        self._recorder = Recorder(self._give_away, asked_model=order.target.served_model)
+        self._recorder = Recorder(
+            self._give_away,
+            asked_model=order.target.served_model,
+            without_secrets=order.target.without_secrets,
+        )
         gc.collect()
         gc.freeze()  # what lives until the end is not looked at again: a collection stops the loop for milliseconds
         gc.set_threshold(_YOUNG_OBJECTS)
@@ -138,7 +145,7 @@ class _StageWork:
             lambda: LlmClient(order.target, new_adapter(), reader),
         )
         self._runner = runner_of(self._stage, on_broken)
-        self._greenlets = [gevent.spawn(self._begin), gevent.spawn(self._tell)]
+        self._greenlets = [_spawn(on_broken, self._begin), _spawn(on_broken, self._tell)]
 
     def end(self) -> None:
         """Cut off what is under way, record everything, say so."""
@@ -168,3 +175,10 @@ class _StageWork:
     def _give_away(self, frame: bytes, record_count: int) -> None:
         if not self._outbox.put(pack_message(Kind.RECORDS, frame), droppable=True):
             self._health.dropped_record_count += record_count
+
+
+def _spawn(on_broken: Callable[[str], None], run: Callable[..., None], *arguments: object) -> gevent.Greenlet:
+    """Start a greenlet; `on_broken` hears what it dies of."""
+    greenlet = gevent.spawn(run, *arguments)
+    greenlet.link_exception(lambda dead: on_broken(repr(dead.exception)))
+    return greenlet

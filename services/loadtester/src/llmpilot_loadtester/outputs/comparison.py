@@ -7,10 +7,12 @@ are of the noise within the runs: another run of the same server may differ by m
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from llmpilot_loadtester.domain.metrics import arrived_in
 from llmpilot_loadtester.domain.records import RecordBatch
 from llmpilot_loadtester.domain.window import Window
 from llmpilot_loadtester.outputs.number_format import percent, shown
@@ -103,19 +105,30 @@ class Comparison:
     unmatched: tuple[str, ...]
 
 
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Name each file by its stem, else by its folder where stems repeat, else by its whole path."""
+    for names in ([path.stem for path in paths], [path.absolute().parent.name for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
 def compare(files: Sequence[RecordsFile], *, seed: int = 0) -> Comparison:
     """Compare the later files with the first, stage by stage; stages belong together whose loads are the same."""
+    names = names_of([file.path for file in files])
     stages = [_by_load(file) for file in files]
     shared = [load for load in stages[0] if all(load in other for other in stages[1:])]
     compared = [
-        _stage_comparison(load[0], files, [of_file[load] for of_file in stages], np.random.default_rng([seed, number]))
+        _stage_comparison(
+            load[0], files, names, [of_file[load] for of_file in stages], np.random.default_rng([seed, number])
+        )
         for number, load in enumerate(shared)
     ]
     return Comparison(
         stages=tuple(compared),
         unmatched=tuple(
-            f"{file.path.name}: {load[0]}"
-            for file, of_file in zip(files, stages, strict=True)
+            f"{name}: {load[0]}"
+            for name, of_file in zip(names, stages, strict=True)
             for load in of_file
             if load not in shared
         ),
@@ -134,7 +147,11 @@ def _by_load(file: RecordsFile) -> dict[tuple[str, int], StageFacts]:
 
 
 def _stage_comparison(
-    load: str, files: Sequence[RecordsFile], stages: Sequence[StageFacts], generator: np.random.Generator
+    load: str,
+    files: Sequence[RecordsFile],
+    names: Sequence[str],
+    stages: Sequence[StageFacts],
+    generator: np.random.Generator,
 ) -> StageComparison:
     figures = [
         {figure.metric: figure for figure in stage_figures(file.records(facts), facts.window, generator)}
@@ -144,8 +161,8 @@ def _stage_comparison(
     return StageComparison(
         load=load,
         doubts=tuple(
-            f"{file.path.name} is not valid: {'; '.join(facts.verdict.reasons)}"
-            for file, facts in zip(files, stages, strict=True)
+            f"{name} is not valid: {'; '.join(facts.verdict.reasons)}"
+            for name, facts in zip(names, stages, strict=True)
             if not facts.verdict.is_valid
         ),
         differences=tuple(
@@ -204,10 +221,10 @@ def _rate_figures(
 ) -> Iterator[Figure]:
     ok = records.take(records.is_ok)
     ended = ok.end_nanos[window.holds(ok.end_nanos)]
-    is_in = window.holds(ok.chunk_nanos)
+    arrived = arrived_in(records, window)
     bounds = (window.from_nanos, window.until_nanos)
     for metric, unit, moments, weights in (
-        ("output tokens/s", "tokens/s", ok.chunk_nanos[is_in], ok.chunk_tokens[is_in]),
+        ("output tokens/s", "tokens/s", records.chunk_nanos[arrived], records.chunk_tokens[arrived]),
         ("requests/s", "requests/s", ended, np.ones(len(ended), np.int64)),
     ):
         yield Figure(

@@ -225,7 +225,7 @@ def _throughput(metrics: StageMetrics) -> tuple[tuple[str, str], ...]:
         ("requests sent", f"{metrics.request_count:,}"),
         ("failed", f"{metrics.error_count:,} ({percent(metrics.error_rate)})"),
         ("sent per second", shown(metrics.sent_per_second)),
-        ("variation of the gaps between sends, CV", shown(metrics.send_gap_cv)),
+        ("CV of the gaps between sends", shown(metrics.send_gap_cv)),
         ("ended per second", shown(metrics.requests_per_second)),
         ("output tokens/s", shown(metrics.output_tokens_per_second)),
         ("input tokens/s", shown(metrics.input_tokens_per_second)),

@@ -23,6 +23,8 @@ _LOG_RATIO = 20
 """A positive axis whose values span more is logarithmic, if it may."""
 _POINT_RADIUS = 4.5
 _ROOM = 0.06
+_NAME_WIDTH, _NAME_HEIGHT = 24, 13
+"""Points nearer to one with a name than this have theirs only in the title."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,23 +162,28 @@ def _line(line: Series, x: _Scale, y: _Scale) -> list[str]:
     )
     style = "line dashed" if line.dashed else "line"
     parts = [f'<path class="{style} c{line.colour}" d="{path}">{name}</path>']
+    named: list[tuple[float, float]] = []
     for index, text in enumerate(line.point_labels):
         if known[index]:
-            parts += _point(line, index, text, float(across[index]), float(down[index]))
+            at = (float(across[index]), float(down[index]))
+            has_name = not line.dashed and all(
+                abs(at[0] - other[0]) > _NAME_WIDTH or abs(at[1] - other[1]) > _NAME_HEIGHT for other in named
+            )
+            parts += _point(line, index, text, at, has_name=has_name)
+            named += [at] * has_name
     return parts
 
 
-def _point(line: Series, index: int, text: str, across: float, down: float) -> list[str]:
+def _point(line: Series, index: int, text: str, at: tuple[float, float], *, has_name: bool) -> list[str]:
+    across, down = at
     is_hollow = bool(line.hollow) and line.hollow[index]
     place = "end" if across > WIDTH - _RIGHT - 60 else "start"
     shift = -8 if place == "end" else 8
     title = f"{text}: {shown(float(line.y[index]))} at {shown(float(line.x[index]))}"
     circle = "hollow" if is_hollow else "point"
-    label = "" if line.dashed else (
-        f'<text class="tag" x="{across + shift:.1f}" y="{down + 15:.1f}" text-anchor="{place}">{escape(text)}</text>'
-    )  # fmt: skip
+    name = f'<text class="tag" x="{across + shift:.1f}" y="{down + 15:.1f}" text-anchor="{place}">{escape(text)}</text>'
     return [
         f'<circle class="{circle} c{line.colour}" cx="{across:.1f}" cy="{down:.1f}" r="{_POINT_RADIUS}">'
         f"<title>{escape(title)}{' (not valid)' if is_hollow else ''}</title></circle>",
-        label,
+        *[name] * has_name,
     ]

@@ -12,18 +12,19 @@ _COLUMNS = (
     "load",
     "requests",
     "errors",
-    "TTFT median ms",
-    "p99",
-    "ITL median ms",
-    "p99",
-    "tokens/s",
-    "goodput req/s",
+    "TTFT ms\nmedian",
+    "\np99",
+    "ITL ms\nmedian",
+    "\np99",
+    "tokens\nper s",
+    "goodput\nper s",
 )
+"""In two lines, as a row with its widest usual numbers has to fit into 80 columns."""
 
 
 def stage_table(results: Sequence[StageResult]) -> Table:
     """Return a row for each stage: what it measured, and whether it counts."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "load" else "right")
     table.add_column("verdict")
@@ -45,19 +46,18 @@ def stage_table(results: Sequence[StageResult]) -> Table:
 
 
 def remarks(results: Sequence[StageResult]) -> Iterator[Text]:
-    """Yield what the table has no room for, a line each: why a stage does not count, notes, what failed."""
-    said = set()
+    """Yield what the table has no room for, each once: why stages do not count, notes, what failed."""
+    labels: dict[tuple[str, str], list[str]] = {}
     for result in results:
-        label = result.stage.load.label
-        lines = [(f"{label}: not valid because {_lowered(reason)}", "red") for reason in result.verdict.reasons]
-        lines += [(f"{label}: {note}", "") for note in result.verdict.notes]
-        lines += [
-            (f"{label}: {error.count:,} x {error.status}: {error.example}", "red") for error in result.metrics.errors
-        ]
-        for line, style in lines:
-            if line not in said:
-                said.add(line)
-                yield Text(line, style=style)
+        lines = [(f"not valid because {_lowered(reason)}", "red") for reason in result.verdict.reasons]
+        lines += [(note, "") for note in result.verdict.notes]
+        lines += [(f"{error.count:,} x {error.status}: {error.example}", "red") for error in result.metrics.errors]
+        for line in lines:
+            said_of = labels.setdefault(line, [])
+            if result.stage.load.label not in said_of:
+                said_of.append(result.stage.load.label)
+    for (text, style), said_of in labels.items():
+        yield Text(f"{', '.join(said_of)}: {text}", style=style)
 
 
 def _lowered(sentence: str) -> str:

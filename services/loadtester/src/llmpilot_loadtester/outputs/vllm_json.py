@@ -14,6 +14,7 @@ import numpy as np
 from llmpilot_loadtester.domain.records import UNKNOWN, RecordBatch
 from llmpilot_loadtester.domain.results import LatencySummary, StageMetrics
 from llmpilot_loadtester.domain.spec import RATED, Load, LoadKind
+from llmpilot_loadtester.domain.window import NANOS_PER_SECOND, Window
 from llmpilot_loadtester.outputs.number_format import utc
 from llmpilot_loadtester.outputs.run_facts import RunFacts
 from llmpilot_loadtester.outputs.stage_report import StageReport
@@ -39,7 +40,7 @@ def vllm_result(facts: RunFacts, report: StageReport, records: RecordBatch) -> d
         **_traffic(report.facts.stage.load),
         **_totals(metrics, counted),
         **_details(counted),
-        **_peaks(counted),
+        **_peaks(records, report.facts.window),
         **_latencies(metrics),
         "simulated": facts.simulated,
         "valid": report.result.verdict.is_valid,
@@ -95,16 +96,20 @@ def _details(counted: RecordBatch) -> dict[str, Json]:
     }
 
 
-def _peaks(counted: RecordBatch) -> dict[str, Json]:
-    ok = counted.take(counted.is_ok)
+def _peaks(records: RecordBatch, window: Window) -> dict[str, Json]:
+    """Return the largest values in the window, whenever their requests were sent."""
+    ok = records.take(records.is_ok)
     moments = np.concatenate([ok.send_nanos, ok.end_nanos])
     changes = np.repeat([1, -1], len(ok))
-    under_way = np.cumsum(changes[np.lexsort((changes, moments))])
-    seconds = (ok.chunk_nanos - ok.send_nanos.min(initial=np.iinfo(np.int64).max)) // 1_000_000_000
-    by_second = np.bincount(seconds, weights=ok.chunk_tokens) if len(seconds) else np.zeros(1)
+    order = np.lexsort((changes, moments))
+    under_way = np.cumsum(changes[order])[window.holds(moments[order])]
+    before = int((ok.send_nanos < window.from_nanos).sum() - (ok.end_nanos < window.from_nanos).sum())
+    arrived = window.holds(ok.chunk_nanos)
+    seconds = (ok.chunk_nanos[arrived] - window.from_nanos) // NANOS_PER_SECOND
+    by_second = np.bincount(seconds, weights=ok.chunk_tokens[arrived], minlength=1)
     return {
         "max_output_tokens_per_s": float(by_second.max()),
-        "max_concurrent_requests": int(under_way.max(initial=0)),
+        "max_concurrent_requests": int(under_way.max(initial=before)),
         "rtfx": 0.0,
     }
 

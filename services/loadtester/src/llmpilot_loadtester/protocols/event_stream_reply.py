@@ -54,7 +54,8 @@ class Story:
             self.status, self.error = status, shortened(error)
 
 
-TellStory = Callable[[Events], Story]
+TellStory = Callable[[Events, Callable[[], None]], Story]
+"""Reads events; calls the second argument now and then, as `Received.pause`."""
 
 
 def read_event_stream(received: Received, tell: TellStory, count_tokens: CountTokens | None) -> Reply:
@@ -70,8 +71,8 @@ def read_event_stream(received: Received, tell: TellStory, count_tokens: CountTo
     if head.headers.get("content-encoding", "identity").lower() != "identity":
         encoding = head.headers["content-encoding"]
         return failed(MALFORMED, f"the body is packed ({encoding}), which was not asked for", http_status=head.status)
-    events = cut_events(http.body, is_whole=http.is_whole)
-    story = tell(events)
+    events = cut_events(http.body, is_whole=http.is_whole, pause=received.pause)
+    story = tell(events, received.pause)
     _judge(story, events, http)
     return _reply(story, events, http, received.stamps, count_tokens)
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from llmpilot_loadtester.protocols.http2 import DATA, Stream, content, frames
-from llmpilot_loadtester.protocols.reply import Received
+from llmpilot_loadtester.protocols.reply import STEP_COUNT, Received, paced
 from llmpilot_loadtester.protocols.server_errors import (
     DISCONNECTED,
     INVALID,
@@ -62,7 +62,7 @@ def read_messages(received: Received, stream: Stream) -> Messages:
     """Return the messages that came whole."""
     data = stream.carried + b"".join(received.parts)
     payload_starts, pieces = [], []
-    for kind, flags, stream_id, start, end in frames(data):
+    for kind, flags, stream_id, start, end in paced(frames(data), received.pause):
         if kind == DATA and stream_id == stream.id:
             start, end = content(data, flags, start, end)  # noqa: PLW2901 without padding
             payload_starts.append(start)
@@ -80,6 +80,8 @@ def read_messages(received: Received, stream: Stream) -> Messages:
         contents.append(body[at + _PREFIX_BYTES : end])
         ends.append(end)
         at = end
+        if not len(contents) % STEP_COUNT:
+            received.pause()
     starts = np.asarray([0, *accumulate(map(len, pieces[:-1]))], dtype=np.int64)
     last = np.asarray(ends, dtype=np.int64) - 1
     frame = np.searchsorted(starts, last, side="right") - 1

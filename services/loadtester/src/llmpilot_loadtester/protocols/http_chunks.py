@@ -25,14 +25,14 @@ class ChunkWalk:
     """Empty: none so far."""
 
 
-def walk_chunks(data: bytes, at: int) -> ChunkWalk:
-    """Walk from the beginning of a chunk as far as the data go."""
+def walk_chunks(data: bytes, at: int, *, most_count: int = 1 << 62) -> ChunkWalk:
+    """Walk from the beginning of a chunk as far as the data go, over no more chunks than that."""
     starts: list[int] = []
     sizes: list[int] = []
     length = len(data)
     find = data.find
     problem = ""
-    while at < length:
+    while at < length and len(starts) < most_count:
         line_end = find(b"\r\n", at, at + LARGEST_LINE_BYTES)
         if line_end < 0:
             problem = "a chunk without a size" if length - at >= LARGEST_LINE_BYTES else ""

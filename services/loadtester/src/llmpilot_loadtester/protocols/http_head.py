@@ -10,6 +10,8 @@ from dataclasses import dataclass
 LARGEST_HEAD_BYTES = 64 * 1024
 _SWITCHING_PROTOCOLS = 101
 _FIRST_FINAL_STATUS = 200
+_MOST_DIGITS = 18
+"""Of a length: Python refuses to read thousands of them."""
 _BODILESS = (204, 304)
 
 
@@ -96,6 +98,6 @@ def _body_bytes(status: int, headers: Mapping[str, str]) -> int | None:
     given = headers.get("content-length")
     if given is None:
         return None
-    if not given.isdecimal() or not given.isascii():
+    if not given.isdecimal() or not given.isascii() or len(given) > _MOST_DIGITS:
         raise BadHeadError(f"no Content-Length: {given[:60]!r}")
     return int(given)

@@ -3,16 +3,16 @@
 Invariant: the body and all that is said of it depend on the bytes alone; only `parts_of` knows how they were cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from llmpilot_loadtester.protocols.http_chunks import walk_chunks
+from llmpilot_loadtester.protocols.http_chunks import ChunkWalk, walk_chunks
 from llmpilot_loadtester.protocols.http_head import BadHeadError, Head, read_head
-from llmpilot_loadtester.protocols.reply import Received
+from llmpilot_loadtester.protocols.reply import STEP_COUNT, Received
 
 Integers = npt.NDArray[np.int64]
 
@@ -56,7 +56,7 @@ def read_http(received: Received) -> HttpReply:
         return HttpReply(head=None)
     part_ends = list(accumulate(map(len, received.parts)))
     if head.is_chunked:
-        return _read_chunked(head, data, part_ends)
+        return _read_chunked(head, data, part_ends, received.pause)
     start = head.size_bytes
     is_endless = head.body_bytes is None
     end = len(data) if head.body_bytes is None else start + head.body_bytes
@@ -70,12 +70,22 @@ def read_http(received: Received) -> HttpReply:
     )
 
 
-def _read_chunked(head: Head, data: bytes, part_ends: Sequence[int]) -> HttpReply:
-    walk = walk_chunks(data, head.size_bytes)
-    starts, sizes = walk.starts, walk.sizes
+def _read_chunked(head: Head, data: bytes, part_ends: Sequence[int], pause: Callable[[], None]) -> HttpReply:
+    starts: list[int] = []
+    sizes: list[int] = []
+    pieces: list[bytes] = []
+    walk = ChunkWalk(starts=[], sizes=[], next_at=head.size_bytes)
+    while True:
+        walk = walk_chunks(data, walk.next_at, most_count=STEP_COUNT)
+        starts += walk.starts
+        sizes += walk.sizes
+        pieces += [data[start : start + size] for start, size in zip(walk.starts, walk.sizes, strict=True)]
+        if len(walk.starts) < STEP_COUNT:
+            break
+        pause()
     return HttpReply(
         head=head,
-        body=b"".join([data[start : start + size] for start, size in zip(starts, sizes, strict=True)]),
+        body=b"".join(pieces),
         is_whole=walk.is_ended,
         keeps_connection=walk.is_ended and head.keeps_connection and walk.next_at == len(data),
         problem=walk.problem,

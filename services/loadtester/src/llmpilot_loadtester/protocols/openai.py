@@ -5,6 +5,7 @@ only names the role, a usage report, [DONE] and empty text are no tokens.
 Source: https://platform.openai.com/docs/api-reference/chat-streaming; vllm/entrypoints/openai.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 from llmpilot_loadtester.domain.spec import Target
 from llmpilot_loadtester.protocols.event_stream_reply import Story, read_event_stream
 from llmpilot_loadtester.protocols.http1 import HttpAdapter, endpoint_path
-from llmpilot_loadtester.protocols.reply import CountTokens
+from llmpilot_loadtester.protocols.reply import CountTokens, paced
 from llmpilot_loadtester.protocols.server_errors import (
     DECODE_ERRORS,
     MALFORMED,
@@ -124,11 +125,11 @@ def _adapter(
     return HttpAdapter(target, endpoint_path(target.url, endpoint), read)
 
 
-def _tell(events: Events, *, decoder: "msgspec.json.Decoder[Any]") -> Story:
+def _tell(events: Events, pause: Callable[[], None], *, decoder: "msgspec.json.Decoder[Any]") -> Story:
     """Read the events up to [DONE], or to the first that is an error or not of the protocol."""
     story = Story()
     decode = decoder.decode
-    for index, data in enumerate(events.data):
+    for index, data in enumerate(paced(events.data, pause)):
         if not data:
             continue
         if data.endswith(_DONE) and data.strip() == _DONE:

@@ -3,11 +3,29 @@
 Invariant: parsing never raises for what a server sent: whatever is wrong with a reply becomes its status and error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import Protocol, TypeVar
 
 from llmpilot_contracts.record_schema import OK
+
+Item = TypeVar("Item")
+STEP_COUNT = 256
+"""Events that are parsed without a pause, which takes a fraction of a millisecond."""
+
+
+def go_on() -> None:
+    """Pause not at all."""
+
+
+def paced(items: Iterable[Item], pause: Callable[[], None]) -> Iterator[Item]:
+    """Yield the items, with a pause after every few hundred."""
+    iterator = iter(items)
+    while step := list(islice(iterator, STEP_COUNT)):
+        yield from step
+        if len(step) == STEP_COUNT:
+            pause()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +39,8 @@ class Received:
     """Whether the server closed the connection after the last part."""
     exchange: "Exchange | None" = None
     """Who watched it. HTTP/2 needs it: its headers are packed by what was said before on the connection."""
+    pause: Callable[[], None] = go_on
+    """Called now and then while a long reply is parsed: who has an event loop lets it run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,14 @@ Source: the HTML standard, 9.2.6.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from llmpilot_loadtester.protocols.reply import go_on
+
 LARGEST_LINE_BYTES = 16 * 1024 * 1024
+_SLAB_BYTES = 128 * 1024
 _EMPTY_LINE = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
@@ -28,37 +31,65 @@ class Events:
     problem: str = ""
 
 
-def cut_events(body: bytes, *, is_whole: bool) -> Events:
+def cut_events(body: bytes, *, is_whole: bool, pause: Callable[[], None] = go_on) -> Events:
     """Return the events of a body."""
+    data: list[bytes] = []
+    ends: list[int] = []
+    names: dict[int, str] = {}
+    problem = ""
+    for slab in _slabs(body, is_whole=is_whole):
+        if ends:
+            pause()
+        data += _read_blocks(slab, len(ends), names)
+        ends += slab.ends
+        if slab.ends[-1] > LARGEST_LINE_BYTES and any(map(_has_large_line, slab.blocks)):
+            problem = f"a line of more than {LARGEST_LINE_BYTES:,} bytes"
+    return Events(data=data, ends=ends, names=names, problem=problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slab:
+    """Some blocks in a row, at least one."""
+
+    blocks: Sequence[bytes]
+    ends: Sequence[int]
+    are_lines: bool
+    """Whether every block is one line, as nearly always; then none need be searched for lines."""
+
+
+def _slabs(body: bytes, *, is_whole: bool) -> Iterator[_Slab]:
+    at = 0
     if b"\r" in body:
         found = list(_EMPTY_LINE.finditer(body))
         ends = [match.end() for match in found]
-        blocks = [body[start : match.start()] for start, match in zip([0, *ends], found, strict=False)]
-        rest = body[ends[-1] :] if ends else body
-        are_lines = False
+        if ends:
+            blocks = [body[start : match.start()] for start, match in zip([0, *ends], found, strict=False)]
+            yield _Slab(blocks=blocks, ends=ends, are_lines=False)
+            at = ends[-1]
     else:
-        *blocks, rest = body.split(b"\n\n")
-        ends = [end + 2 * number for number, end in enumerate(accumulate(map(len, blocks)), 1)]
-        are_lines = body.count(b"\n") == 2 * len(blocks)
-    if rest and is_whole:
-        blocks.append(rest)
-        ends.append(len(body))
-    return _read_blocks(blocks, ends, are_lines=are_lines)
+        slab_bytes = _SLAB_BYTES
+        while at < len(body):
+            *blocks, _ = body[at : at + slab_bytes].split(b"\n\n")
+            if blocks:
+                ends = [at + end + 2 * number for number, end in enumerate(accumulate(map(len, blocks)), 1)]
+                are_lines = body.count(b"\n", at, ends[-1]) == 2 * len(blocks)
+                yield _Slab(blocks=blocks, ends=ends, are_lines=are_lines)
+                at, slab_bytes = ends[-1], _SLAB_BYTES
+            elif at + slab_bytes >= len(body):
+                break
+            else:  # a block larger than that
+                slab_bytes *= 2
+    if at < len(body) and is_whole:
+        yield _Slab(blocks=[body[at:]], ends=[len(body)], are_lines=not _LINE_END.search(body, at))
 
 
-def _read_blocks(blocks: Sequence[bytes], ends: Sequence[int], *, are_lines: bool) -> Events:
-    """are_lines: whether every block is one line, as nearly always; then none need be searched for lines."""
-    names: dict[int, str] = {}
-    if are_lines and all(block.startswith(b"data:") for block in blocks):
-        data = [block[5:] for block in blocks]
-    else:
-        read = [_read_block(block) for block in blocks]
-        data = [content for content, _ in read]
-        names = {index: name for index, (_, name) in enumerate(read) if name not in ("", "message")}
-    problem = ""
-    if ends and ends[-1] > LARGEST_LINE_BYTES and any(map(_has_large_line, blocks)):
-        problem = f"a line of more than {LARGEST_LINE_BYTES:,} bytes"
-    return Events(data=data, ends=ends, names=names, problem=problem)
+def _read_blocks(slab: _Slab, first: int, names: dict[int, str]) -> list[bytes]:
+    """Return the data of blocks; notes their names. first: how many blocks there were before."""
+    if slab.are_lines and all(block.startswith(b"data:") for block in slab.blocks):
+        return [block[5:] for block in slab.blocks]
+    read = [_read_block(block) for block in slab.blocks]
+    names.update({first + index: name for index, (_, name) in enumerate(read) if name not in ("", "message")})
+    return [content for content, _ in read]
 
 
 def _read_block(block: bytes) -> tuple[bytes, str]:

@@ -6,6 +6,7 @@ empty, as it is part of a character, counts with the event that brings the chara
 Source: text-generation-inference, router/src/{lib,server}.rs.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from llmpilot_loadtester.domain.spec import Target
 from llmpilot_loadtester.protocols.event_stream_reply import Story, read_event_stream
 from llmpilot_loadtester.protocols.http1 import HttpAdapter, endpoint_path
-from llmpilot_loadtester.protocols.reply import CountTokens
+from llmpilot_loadtester.protocols.reply import CountTokens, paced
 from llmpilot_loadtester.protocols.server_errors import (
     DECODE_ERRORS,
     MALFORMED,
@@ -58,10 +59,10 @@ def tgi(target: Target, count_tokens: CountTokens | None) -> HttpAdapter:
     return HttpAdapter(target, endpoint_path(target.url, GENERATE_PATH), read)
 
 
-def _tell(events: Events) -> Story:
+def _tell(events: Events, pause: Callable[[], None]) -> Story:
     story = Story()
     token_count = 0
-    for index, data in enumerate(events.data):
+    for index, data in enumerate(paced(events.data, pause)):
         if not data:
             continue
         if events.names.get(index) == "error":

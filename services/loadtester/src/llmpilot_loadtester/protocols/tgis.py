@@ -18,7 +18,7 @@ from llmpilot_loadtester.domain.spec import Target
 from llmpilot_loadtester.protocols.grpc_messages import Messages, pack_message, read_messages, read_status
 from llmpilot_loadtester.protocols.http1 import USER_AGENT, endpoint_path, sent_headers
 from llmpilot_loadtester.protocols.http2 import PREFACE, Connection, Stream, pack_headers
-from llmpilot_loadtester.protocols.reply import CountTokens, Exchange, Received, Reply
+from llmpilot_loadtester.protocols.reply import CountTokens, Exchange, Received, Reply, paced
 from llmpilot_loadtester.protocols.server_errors import DISCONNECTED, MALFORMED, SERVER_ERROR, failed
 from llmpilot_loadtester.protocols.token_counts import End, Pieces, count
 
@@ -122,7 +122,7 @@ class TgisAdapter:
             raise TypeError("a reply of HTTP/2 is read with its exchange: set Received.exchange")
         messages = read_messages(received, stream)
         try:
-            decoded = [self._decode(content) for content in messages.contents]
+            decoded = [self._decode(content) for content in paced(messages.contents, received.pause)]
         except ValueError as error:
             return failed(MALFORMED, f"a message is no fmaas.GenerationResponse: {error}")
         return self._reply(decoded, messages, received, stream)

@@ -62,6 +62,8 @@ def count(pieces: Pieces, *, total: int | None, count_tokens: CountTokens | None
             return _counts(pieces, [1] * piece_count, ended)
         if piece_count:
             return _counts(pieces, spread(rest, _weights(pieces, count_tokens)), ended)
+        if pieces.ends:  # no token had a text: random weights do that
+            return Counts(events=[pieces.ends[-1].event], tokens=[total], source="server")
     if total is None and count_tokens is not None:
         counts = _counted(pieces, count_tokens)
         if sum(counts) >= piece_count:

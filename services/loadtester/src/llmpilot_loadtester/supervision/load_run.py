@@ -16,7 +16,7 @@ from llmpilot_loadtester.domain.metrics import stage_metrics
 from llmpilot_loadtester.domain.results import StageResult
 from llmpilot_loadtester.domain.slo_search import SloSearch
 from llmpilot_loadtester.domain.spec import Load, LoadKind, LoadTestSpec, Protocol, UserStep, stages_of
-from llmpilot_loadtester.domain.stage_plan import plan_of
+from llmpilot_loadtester.domain.stage_plan import StagePlan, plan_of
 from llmpilot_loadtester.domain.verdict import verdict_of
 from llmpilot_loadtester.supervision.crew import Crew, worker_count_for, worker_count_of
 from llmpilot_loadtester.supervision.event_outbox import Emit, EventOutbox
@@ -27,8 +27,10 @@ from llmpilot_loadtester.worker_messages import Probed
 
 Found = TypeVar("Found")
 
-_FLUSH_SECONDS = 120.0
+_FLUSH_SECONDS = 3600.0
+"""For NATS to come back, where more waits than it takes at once."""
 _LAST_FLUSH_SECONDS = 1.5
+_DEATH_CHARACTERS = 1_000
 _SHOWN_MODELS = 20
 _NAMELESS = (Protocol.TGI, Protocol.TGIS)
 """Servers with one model, which requests do not name."""
@@ -100,6 +102,8 @@ class LoadRun:
         self, outbox: EventOutbox, *, stop: asyncio.Event, results: list[StageResult], attempts: Mapping[int, int]
     ) -> RunOutcome:
         plan = plan_of(self._spec)
+        if plan.next_stage(results) is None:
+            return _outcome(plan, results)  # all that was left was to say so
         most = worker_count_for(_loads(self._spec), asked=self._spec.worker_count, cpu_count=self._cpu_count)
         async with Crew(most, self._worker_command) as crew:
             spec = await _unless_stopped(stop, self._look_at_target(crew, outbox))
@@ -121,10 +125,8 @@ class LoadRun:
                     break
                 results.append(await asyncio.to_thread(_result, spec, job, found))
                 await outbox.put(StageMeasured(result=results[-1]))
-        await outbox.flush(_LAST_FLUSH_SECONDS if stop.is_set() else _FLUSH_SECONDS)
-        if isinstance(plan, SloSearch):
-            return RunOutcome(found_load=plan.found_load(results), sentence=plan.answer(results))
-        return RunOutcome()
+        await _unless_stopped(stop, outbox.flush(_FLUSH_SECONDS))  # once stopped, the run has its last flush
+        return _outcome(plan, results)
 
     async def _look_at_target(self, crew: Crew, outbox: EventOutbox) -> LoadTestSpec:
         """Return the spec with the served model filled in. PreconditionError: the target cannot be put under load."""
@@ -171,6 +173,12 @@ def _names(models: Sequence[str]) -> str:
     return ", ".join(models[:_SHOWN_MODELS]) + more
 
 
+def _outcome(plan: StagePlan, results: Sequence[StageResult]) -> RunOutcome:
+    if isinstance(plan, SloSearch):
+        return RunOutcome(found_load=plan.found_load(results), sentence=plan.answer(results))
+    return RunOutcome()
+
+
 def _loads(spec: LoadTestSpec) -> list[Load]:
     """Return the loads that a run may have, those of a search at their largest."""
     if spec.search is None:
@@ -186,7 +194,7 @@ def _result(spec: LoadTestSpec, job: StageJob, found: StageRecords) -> StageResu
     metrics = stage_metrics(found.records, found.window, spec.service_level, seed=seed)
     verdict = verdict_of(found.health, metrics, job.stage.load)
     if found.deaths:
-        reasons = tuple(f"A worker died: {death}." for death in found.deaths)
+        reasons = tuple(f"A worker died: {death[:_DEATH_CHARACTERS]}." for death in found.deaths)
         verdict = replace(verdict, is_valid=False, reasons=(*reasons, *verdict.reasons))
     return StageResult(
         stage_index=job.index,

@@ -100,7 +100,7 @@ def _count(line: Mapping[str, object], name: str, default: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticSource:
-    """Prompts of random common words, about a token each; every reply has its full length."""
+    """Prompts of random common words, about a token each."""
 
     requested: SyntheticRequests
     protocol: ServerProtocol
@@ -113,7 +113,7 @@ class SyntheticSource:
                 served_model=served_model,
                 prompt=prompt,
                 output_tokens=self.requested.output_tokens,
-                fixed_output_length=True,
+                fixed_output_length=self.requested.fixed_output_length,
             )
             yield SourceRequest(body=body)  # what the words are in tokens, the server says
 

@@ -52,7 +52,7 @@ class Limits:
     """For requests under way, beyond their own timeout."""
     end_seconds: float = 30.0
     """For workers to record what is left of a stage."""
-    stop_seconds: float = 2.0
+    stop_seconds: float = 3.0
     """The same of a run that was cancelled."""
 
 
