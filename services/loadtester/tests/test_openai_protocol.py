@@ -231,6 +231,8 @@ def test_http_statuses_are_those_of_the_records(line: str, status: str) -> None:
         ("Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\nDate: Fri, 31 Dec 1999 23:59:29 GMT", 30),
         ("Retry-After: Fri, 31 Dec 1999 23:59:59 GMT", None),
         ("Retry-After: soon", None),
+        ("Retry-After: " + "9" * 400, None),
+        ("Retry-After: " + "9" * 5000, None),
         ("X: y", None),
     ],
 )

@@ -107,6 +107,7 @@ def test_stop_reasons_are_those_of_the_records(reason: int, expected: str) -> No
         (14, "", "rejected", "UNAVAILABLE"),
         (16, "", "invalid", "UNAUTHENTICATED"),
         (99, "x", "server_error", "grpc-status 99: x"),
+        (10**400, "x", "server_error", "grpc-status 10000000000000000000: x"),
     ],
 )
 def test_grpc_statuses_are_those_of_the_records(code: int, text: str, status: str, error: str) -> None:

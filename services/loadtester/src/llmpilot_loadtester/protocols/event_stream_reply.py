@@ -141,6 +141,8 @@ def _retry_after(http: HttpReply) -> float | None:
         return max(float(int(given)), 0.0)
     except ValueError:
         pass
+    except OverflowError:  # for ever
+        return None
     try:
         wait = parsedate_to_datetime(given) - parsedate_to_datetime(headers.get("date", ""))
     except (ValueError, TypeError):

@@ -28,6 +28,8 @@ from llmpilot_loadtester.protocols.server_errors import (
 OK_CODE = 0
 _PREFIX_BYTES = 5
 _OK_HTTP = 200
+_MOST_DIGITS = 3
+"""Of a status; Python refuses to read thousands of them."""
 _CODES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
@@ -112,7 +114,7 @@ def read_status(stream: Stream) -> tuple[str, str] | None:
 
 def _wrong_headers(headers: dict[str, str]) -> tuple[str, str] | None:
     code = headers.get(":status", "")
-    if code.isdecimal() and int(code) != _OK_HTTP:
+    if code.isdecimal() and len(code) <= _MOST_DIGITS and int(code) != _OK_HTTP:
         return status_of_code(int(code)), f"HTTP {code} where gRPC was expected"
     kind = headers.get("content-type", "")
     return None if kind.startswith("application/grpc") else (MALFORMED, f"no gRPC: content-type {kind[:60]!r}")
@@ -122,7 +124,7 @@ def _trailing_status(trailers: dict[str, str]) -> tuple[str, str] | None:
     given = trailers.get("grpc-status")
     if given is None:
         return MALFORMED, "the call ended without a grpc-status"
-    code = int(given) if given.isdecimal() and given.isascii() else -1
+    code = int(given) if given.isdecimal() and given.isascii() and len(given) <= _MOST_DIGITS else -1
     if code == OK_CODE:
         return None
     name = _CODES[code] if 0 <= code < len(_CODES) else f"grpc-status {given[:20]}"
