@@ -137,7 +137,7 @@ def start_service(tmp_path_factory: pytest.TempPathFactory) -> StartService:
             with grpc.insecure_channel(addresses["grpc"]) as channel:
                 yield RunningService(
                     process=process,
-                    stub=LoadTestServiceStub(channel),  # type: ignore[no-untyped-call]
+                    stub=LoadTestServiceStub(channel),
                     metrics_address=addresses["metrics"],
                     log=log,
                 )

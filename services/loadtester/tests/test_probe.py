@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hpack import Encoder
@@ -71,18 +72,20 @@ def reply(status: str, body: str = "") -> bytes:
         (None, {"request_timeout_seconds": 0.2}, "no whole reply within 0.2 s"),
     ],
 )
-def test_what_a_server_says_becomes_a_sentence_that_says_what_to_do(reader, answer, changes, said) -> None:
+def test_what_a_server_says_becomes_a_sentence_that_says_what_to_do(
+    reader: Any, answer: Any, changes: Any, said: Any
+) -> None:
     with answering(answer) as address:
         assert said in probe(Target(url=f"http://{address}", **changes), reader).problem
 
 
-def test_a_server_that_lists_no_models_is_taken_if_the_name_is_known(reader) -> None:
+def test_a_server_that_lists_no_models_is_taken_if_the_name_is_known(reader: Any) -> None:
     with answering(reply("404 Not Found")) as address:
         found = probe(Target(url=f"http://{address}", served_model="mine"), reader)
     assert found == Probed(served_models=("mine",))
 
 
-def test_a_refused_connection_asks_whether_the_server_runs(reader) -> None:
+def test_a_refused_connection_asks_whether_the_server_runs(reader: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert "refuses connections: does the server run there?" in probe(
@@ -91,12 +94,12 @@ def test_a_refused_connection_asks_whether_the_server_runs(reader) -> None:
     assert "refuses" in probe(Target(url=f"grpc://127.0.0.1:{port}", protocol=Protocol.TGIS), reader).problem
 
 
-def test_tls_with_a_server_that_speaks_none_says_so(reader) -> None:
+def test_tls_with_a_server_that_speaks_none_says_so(reader: Any) -> None:
     with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
         assert "is it an http:// address?" in probe(Target(url=f"https://{address}"), reader).problem
 
 
-def test_the_simulator_says_what_it_is(reader, simulator) -> None:
+def test_the_simulator_says_what_it_is(reader: Any, simulator: Any) -> None:
     for protocol in (Protocol.OPENAI_COMPLETIONS, Protocol.OPENAI_CHAT, Protocol.TGI):
         found = probe(Target(url=simulator.url, protocol=protocol), reader)
         assert found == Probed(served_models=(MODEL,), simulated=True)
@@ -104,7 +107,7 @@ def test_the_simulator_says_what_it_is(reader, simulator) -> None:
 
 
 @pytest.mark.parametrize(("key", "said"), [("", "wants an API key"), ("k", "does not accept the API key")])
-def test_a_grpc_server_that_does_not_let_us_in_is_told(reader, key, said) -> None:
+def test_a_grpc_server_that_does_not_let_us_in_is_told(reader: Any, key: Any, said: Any) -> None:
     headers = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "16")]
     answer = pack_frame(SETTINGS, 0, 0) + pack_frame(HEADERS, END_STREAM | END_HEADERS, 1, Encoder().encode(headers))
     with answering(answer) as address:
@@ -112,7 +115,7 @@ def test_a_grpc_server_that_does_not_let_us_in_is_told(reader, key, said) -> Non
     assert f"{said} (UNAUTHENTICATED): give the right one with --api-key" in found.problem
 
 
-def test_a_web_server_at_a_grpc_address_is_told(reader) -> None:
+def test_a_web_server_at_a_grpc_address_is_told(reader: Any) -> None:
     with answering(reply("404 Not Found")) as address:
         assert "HTTP/2" in probe(Target(url=f"grpc://{address}", protocol=Protocol.TGIS), reader).problem
 
@@ -126,7 +129,7 @@ def steps(*points: tuple[float, int], ramp: bool) -> Load:
     ("seconds", "in_steps", "in_a_ramp"),
     [(0, 2, 2), (4.9, 2, 6), (5, 2, 6), (10, 10, 10), (15, 10, 7), (20, 4, 4), (1000, 4, 4)],
 )
-def test_users_by_time(seconds, in_steps, in_a_ramp) -> None:
+def test_users_by_time(seconds: Any, in_steps: Any, in_a_ramp: Any) -> None:
     points = ((0.0, 2), (10.0, 10), (20.0, 4))
     assert users_at(steps(*points, ramp=False), seconds) == in_steps
     assert users_at(steps(*points, ramp=True), seconds) == in_a_ramp

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import gevent
 import numpy as np
@@ -94,7 +95,7 @@ def recorded(recorder: Recorder, frames: Frames, *requests: EndedRequest) -> Rec
     return records
 
 
-def test_a_reply_becomes_a_row(recorder, frames) -> None:
+def test_a_reply_becomes_a_row(recorder: Any, frames: Any) -> None:
     records = recorded(recorder, frames, ended(GOOD, index=4, stamp_source="kernel"))
     row = {name: values[0] for name, values in records.since(START - 5).table(origin="measured").items()}
     times, tokens = row.pop("chunk_time_nanos"), row.pop("chunk_token_counts")
@@ -118,7 +119,7 @@ def test_a_reply_becomes_a_row(recorder, frames) -> None:
     }
 
 
-def test_input_tokens_are_the_given_ones_where_the_server_says_nothing(recorder, frames) -> None:
+def test_input_tokens_are_the_given_ones_where_the_server_says_nothing(recorder: Any, frames: Any) -> None:
     silent = Reply(chunk_stamps=[START + 20], chunk_tokens=[1])
     assert recorded(recorder, frames, ended(silent)).input_tokens.tolist() == [7]
 
@@ -140,24 +141,26 @@ OUT_OF_MEMORY = Reply(status="out_of_memory", error="CUDA out of memory")
         (KeyError("choices"), "", "malformed", "cannot read the reply (KeyError: 'choices')"),
     ],
 )
-def test_the_status_is_what_the_server_said_or_how_the_connection_ended(reply, failure, status, error) -> None:
+def test_the_status_is_what_the_server_said_or_how_the_connection_ended(
+    reply: Any, failure: Any, status: Any, error: Any
+) -> None:
     generation = ended(reply, failure=failure, error="of the network" if failure else "").generation
     assert generation.status == status
     assert error in generation.error
 
 
-def test_tokens_that_came_before_a_failure_are_kept(recorder, frames) -> None:
+def test_tokens_that_came_before_a_failure_are_kept(recorder: Any, frames: Any) -> None:
     records = recorded(recorder, frames, ended(BROKEN, failure="timeout", error="too long"))
     assert records.output_tokens.tolist() == [1]
 
 
-def test_a_request_that_got_nothing_has_no_first_byte(recorder, frames) -> None:
+def test_a_request_that_got_nothing_has_no_first_byte(recorder: Any, frames: Any) -> None:
     nothing = ended(Reply(status="disconnected", error="none"), parts=[], stamps=[], failure="disconnected", error="x")
     records = recorded(recorder, frames, nothing)
     assert records.first_byte_nanos.tolist() == [-1]
 
 
-def test_times_that_a_clock_put_out_of_order_are_moved_to_the_one_before(recorder, frames) -> None:
+def test_times_that_a_clock_put_out_of_order_are_moved_to_the_one_before(recorder: Any, frames: Any) -> None:
     jumped = Reply(chunk_stamps=[START - 50, START + 40, START + 30], chunk_tokens=[1, 1, 1])
     records = recorded(recorder, frames, ended(jumped, stamps=[START - 50], end_nanos=START + 35))
     assert (records.first_byte_nanos - START).tolist() == [0]
@@ -165,7 +168,7 @@ def test_times_that_a_clock_put_out_of_order_are_moved_to_the_one_before(recorde
     assert (records.end_nanos - START).tolist() == [40]
 
 
-def test_replies_of_another_model_are_counted(frames) -> None:
+def test_replies_of_another_model_are_counted(frames: Any) -> None:
     recorder = Recorder(frames.take, asked_model="mine")
     for model in ("mine", "other", None):
         recorder.add(ended(replace(GOOD, served_model=model)))
@@ -174,7 +177,7 @@ def test_replies_of_another_model_are_counted(frames) -> None:
     assert (recorder.other_model, recorder.other_model_count) == ("other", 1)
 
 
-def test_rows_leave_in_frames_that_say_how_many_they_have(recorder, frames) -> None:
+def test_rows_leave_in_frames_that_say_how_many_they_have(recorder: Any, frames: Any) -> None:
     for index in range(5):
         recorder.add(ended(GOOD, index=index))
     recorder.drain()
@@ -183,7 +186,7 @@ def test_rows_leave_in_frames_that_say_how_many_they_have(recorder, frames) -> N
     assert sorted(frames.records.request_index.tolist()) == list(range(5))
 
 
-def test_replies_are_parsed_when_the_loop_is_idle_and_only_once(recorder, frames) -> None:
+def test_replies_are_parsed_when_the_loop_is_idle_and_only_once(recorder: Any, frames: Any) -> None:
     requests = [ended(GOOD, index=index) for index in range(50)]
     for request in requests:
         recorder.add(request)
@@ -196,7 +199,7 @@ def test_replies_are_parsed_when_the_loop_is_idle_and_only_once(recorder, frames
     assert frames.counts == [50]
 
 
-def test_parsing_waits_for_a_loop_that_has_something_else_to_do(recorder) -> None:
+def test_parsing_waits_for_a_loop_that_has_something_else_to_do(recorder: Any) -> None:
     passes = 0
     due = gevent.get_hub().loop.timer(0, 0.0001)
 
@@ -231,7 +234,7 @@ class SlowReplies(SaidReplies):
 
 
 @pytest.mark.parametrize("is_drained", [True, False])
-def test_a_reply_that_is_parsed_with_pauses_becomes_one_row(recorder, frames, is_drained) -> None:
+def test_a_reply_that_is_parsed_with_pauses_becomes_one_row(recorder: Any, frames: Any, is_drained: Any) -> None:
     request = ended(GOOD)
     adapter = SlowReplies(GOOD)
     request.generation = Generation(request.generation.raw, adapter)
@@ -251,14 +254,14 @@ def test_a_reply_that_is_parsed_with_pauses_becomes_one_row(recorder, frames, is
     assert frames.counts == [1]
 
 
-def test_a_backlog_too_large_is_parsed_at_once(recorder, monkeypatch) -> None:
+def test_a_backlog_too_large_is_parsed_at_once(recorder: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(recorder_module, "BACKLOG_BYTES", 100)
     for index in range(10):
         recorder.add(ended(GOOD, index=index, parts=[bytes(40)]))
     assert recorder.backlog_count == 2
 
 
-def test_replies_that_wait_too_long_are_parsed_by_the_next_flush(recorder, frames) -> None:
+def test_replies_that_wait_too_long_are_parsed_by_the_next_flush(recorder: Any, frames: Any) -> None:
     request = ended(GOOD)
     recorder.add(request)
     request.added_seconds = time.monotonic() - 10
@@ -318,7 +321,7 @@ def test_the_lag_histogram_is_right_to_an_eighth() -> None:
     assert LagHistogram().quantile_nanos(0.99) == 0
 
 
-def test_codes_of_the_schema_are_kept(recorder, frames) -> None:
+def test_codes_of_the_schema_are_kept(recorder: Any, frames: Any) -> None:
     for index, source in enumerate(TOKEN_COUNT_SOURCES):
         reply = Reply(chunk_stamps=[START + 20], chunk_tokens=[1], token_count_source=source)
         recorder.add(ended(reply, index=index))

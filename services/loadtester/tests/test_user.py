@@ -88,7 +88,7 @@ def read(path: Path) -> RecordBatch:
     return records
 
 
-def test_a_ten_line_locustfile_shows_the_times_of_tokens(folder, simulator) -> None:
+def test_a_ten_line_locustfile_shows_the_times_of_tokens(folder: Any, simulator: Any) -> None:
     options = ("-u", "8", "-r", "8", "-t", "3s", *COUNTED, "--llm-records", "records.parquet")
     run(folder, *command_of("chat.py", simulator.url, *options))
     records = read(folder / "records.parquet")
@@ -107,7 +107,7 @@ def test_a_ten_line_locustfile_shows_the_times_of_tokens(folder, simulator) -> N
     assert records.request_index.tolist() == list(range(len(records)))
 
 
-def test_a_locustfile_reads_what_came(folder, simulator) -> None:
+def test_a_locustfile_reads_what_came(folder: Any, simulator: Any) -> None:
     printed = run(folder, *command_of("curious.py", simulator.url, "-u", "1", "-t", "2s", *COUNTED))
     (said,) = re.findall(r"SAID \[\"ok\", 5, ([0-9.]+), ([0-9.]+), \"(.+)\"\]", printed)
     assert float(said[0]) >= 0.05
@@ -115,7 +115,7 @@ def test_a_locustfile_reads_what_came(folder, simulator) -> None:
     assert "curious TTFT" in counts(folder)
 
 
-def test_workers_records_reach_the_master_each_once(folder, simulator) -> None:
+def test_workers_records_reach_the_master_each_once(folder: Any, simulator: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     options = ("-u", "6", "-r", "6", "-t", "2s", *COUNTED, "--llm-records", "all.parquet", "--master-bind-port", port)
@@ -137,7 +137,7 @@ def test_workers_records_reach_the_master_each_once(folder, simulator) -> None:
     assert (records.send_nanos[1:] >= records.send_nanos[:-1]).all()
 
 
-def test_failures_are_locusts_failures(folder) -> None:
+def test_failures_are_locusts_failures(folder: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     source = CHAT.replace("self.client", "import gevent; gevent.sleep(0.2); self.client")
@@ -147,6 +147,6 @@ def test_failures_are_locusts_failures(folder) -> None:
     assert "refuses connections" in printed
 
 
-def test_a_host_that_is_no_url_is_told_to_the_user(folder) -> None:
+def test_a_host_that_is_no_url_is_told_to_the_user(folder: Any) -> None:
     printed = run(folder, *command_of("chat.py", "localhost", "-u", "1", "-t", "2s"), exit_code=1)
     assert "host: must begin with http:// or https://, is 'localhost'" in printed

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -207,7 +208,7 @@ def finish(worker: Worker) -> RecordBatch:
     return worker.records
 
 
-def test_a_closed_loop_records_every_token_when_the_server_wrote_it(start_simulator, worker) -> None:
+def test_a_closed_loop_records_every_token_when_the_server_wrote_it(start_simulator: Any, worker: Any) -> None:
     with start_simulator() as simulator:
         order = stage(simulator.url, users(8))
         begin(worker, order, requests(48))
@@ -233,7 +234,7 @@ def test_a_closed_loop_records_every_token_when_the_server_wrote_it(start_simula
         assert health.kernel_stamp_count == health.read_count >= 480
 
 
-def test_a_user_sends_its_next_request_when_the_last_reply_is_whole(simulator, worker) -> None:
+def test_a_user_sends_its_next_request_when_the_last_reply_is_whole(simulator: Any, worker: Any) -> None:
     begin(worker, stage(simulator.url, users(2)), requests(8))
     worker.wait(lambda: len(worker.records) == 8)
     records = finish(worker)
@@ -245,7 +246,7 @@ def test_a_user_sends_its_next_request_when_the_last_reply_is_whole(simulator, w
         assert rows.scheduled_nanos[1:].tolist() == rows.end_nanos[:-1].tolist()
 
 
-def test_an_open_loop_sends_at_the_given_times_whatever_becomes_of_replies(simulator, worker) -> None:
+def test_an_open_loop_sends_at_the_given_times_whatever_becomes_of_replies(simulator: Any, worker: Any) -> None:
     start = time.time_ns() + 1_500_000_000
     gaps = np.random.default_rng(5).exponential(0.01, 100)
     times = (start + np.cumsum(gaps * 1e9).astype(int)).tolist()
@@ -262,7 +263,7 @@ def test_an_open_loop_sends_at_the_given_times_whatever_becomes_of_replies(simul
     assert np.median(lateness_nanos) < 2_000_000
 
 
-def test_a_server_that_dies_is_counted_and_not_hammered(start_simulator, worker) -> None:
+def test_a_server_that_dies_is_counted_and_not_hammered(start_simulator: Any, worker: Any) -> None:
     with start_simulator() as simulator:
         begin(worker, stage(simulator.url, users(4)), requests(2000, tokens=50))
         worker.wait(lambda: worker.pulse.health.read_count > 40)
@@ -281,7 +282,7 @@ def test_a_server_that_dies_is_counted_and_not_hammered(start_simulator, worker)
         assert all(later > 1.5 * earlier for earlier, later in pairwise(pauses[:4].tolist()))
 
 
-def test_a_user_waits_as_long_as_the_server_asks(simulator, worker) -> None:
+def test_a_user_waits_as_long_as_the_server_asks(simulator: Any, worker: Any) -> None:
     rejecting = Target(url=simulator.url, served_model=MODEL, headers=(("x-simulate-fault", "reject=429"),))
     begin(worker, stage(simulator.url, users(1), target=rejecting), requests(50))
     worker.wait(lambda: len(worker.records) == 2)
@@ -290,7 +291,7 @@ def test_a_user_waits_as_long_as_the_server_asks(simulator, worker) -> None:
     assert np.diff(records.send_nanos)[0] >= 1_000_000_000  # Retry-After: 1
 
 
-def test_the_end_of_a_stage_cuts_off_what_is_under_way_and_keeps_its_tokens(simulator, worker) -> None:
+def test_the_end_of_a_stage_cuts_off_what_is_under_way_and_keeps_its_tokens(simulator: Any, worker: Any) -> None:
     begin(worker, stage(simulator.url, users(3)), requests(3, tokens=500))
     worker.wait(lambda: worker.pulse.health.read_count > 30)
     assert worker.pulse.measured_in_flight_count == worker.pulse.in_flight_count == 3
@@ -301,7 +302,7 @@ def test_the_end_of_a_stage_cuts_off_what_is_under_way_and_keeps_its_tokens(simu
     assert (records.output_tokens < 500).all()
 
 
-def test_what_was_sent_before_the_window_is_not_measured(simulator, worker) -> None:
+def test_what_was_sent_before_the_window_is_not_measured(simulator: Any, worker: Any) -> None:
     order = stage(simulator.url, users(3))
     begin(worker, replace(order, measure_from_nanos=order.measure_until_nanos), requests(3, tokens=500))
     worker.wait(lambda: worker.pulse.in_flight_count == 3)
@@ -310,7 +311,7 @@ def test_what_was_sent_before_the_window_is_not_measured(simulator, worker) -> N
 
 @pytest.mark.parametrize("load", [users(3), POISSON], ids=["closed", "open"])
 @pytest.mark.parametrize("by", ["SIGTERM", "the end of its pipe"])
-def test_a_worker_that_must_stop_records_what_there_is(simulator, worker, load, by) -> None:
+def test_a_worker_that_must_stop_records_what_there_is(simulator: Any, worker: Any, load: Any, by: Any) -> None:
     times = [] if load.is_closed else [time.time_ns()] * 3
     begin(worker, stage(simulator.url, load), requests(3, tokens=500, times=times))
     worker.wait(lambda: worker.pulse.health.read_count > 30)
@@ -324,21 +325,21 @@ def test_a_worker_that_must_stop_records_what_there_is(simulator, worker, load, 
     assert (worker.records.output_tokens >= 5).all()
 
 
-def test_ctrl_c_is_for_the_supervisor(simulator, worker) -> None:
+def test_ctrl_c_is_for_the_supervisor(simulator: Any, worker: Any) -> None:
     begin(worker, stage(simulator.url, users(1)), requests(2))
     worker.wait(lambda: worker.pulse.in_flight_count == 1)
     worker.process.send_signal(signal.SIGINT)
     worker.wait(lambda: len(worker.records) == 2)
 
 
-def test_what_prints_does_not_reach_the_supervisor(simulator) -> None:
+def test_what_prints_does_not_reach_the_supervisor(simulator: Any) -> None:
     with running(PRINTING_WORKER) as worker:
         begin(worker, stage(simulator.url, users(1)), requests(4))
         worker.wait(lambda: len(worker.records) == 4)
         assert finish(worker).is_ok.all()
 
 
-def test_users_without_requests_are_counted_as_starved(simulator, worker) -> None:
+def test_users_without_requests_are_counted_as_starved(simulator: Any, worker: Any) -> None:
     worker.tell(pack_json(Kind.STAGE, stage(simulator.url, users(2))))
     worker.wait(lambda: worker.pulse.users_count == 2)
     worker.tell(pack_requests(requests(2)), pack_message(Kind.NO_MORE_REQUESTS))
@@ -347,14 +348,14 @@ def test_users_without_requests_are_counted_as_starved(simulator, worker) -> Non
     assert worker.health.starved_count == 2
 
 
-def test_users_that_have_sent_the_last_request_are_not_starved(simulator, worker) -> None:
+def test_users_that_have_sent_the_last_request_are_not_starved(simulator: Any, worker: Any) -> None:
     begin(worker, stage(simulator.url, users(2)), requests(4))
     worker.wait(lambda: len(worker.records) == 4)
     finish(worker)
     assert worker.health.starved_count == 0
 
 
-def test_users_come_and_go_in_steps_and_finish_what_they_sent(simulator, worker) -> None:
+def test_users_come_and_go_in_steps_and_finish_what_they_sent(simulator: Any, worker: Any) -> None:
     steps = (UserStep(at_seconds=0, users_count=2), UserStep(at_seconds=0.5, users_count=6))
     load = Load(kind=LoadKind.USERS, user_steps=(*steps, UserStep(at_seconds=1.0, users_count=1)))
     begin(worker, stage(simulator.url, load), requests(200))
@@ -366,7 +367,7 @@ def test_users_come_and_go_in_steps_and_finish_what_they_sent(simulator, worker)
     assert set(records.user_index.tolist()) == set(range(10, 16))
 
 
-def test_stages_follow_one_another_in_one_worker(simulator, worker) -> None:
+def test_stages_follow_one_another_in_one_worker(simulator: Any, worker: Any) -> None:
     begin(worker, stage(simulator.url, users(2)), requests(2))
     worker.wait(lambda: len(worker.records) == 2)
     finish(worker)
@@ -376,7 +377,7 @@ def test_stages_follow_one_another_in_one_worker(simulator, worker) -> None:
     assert worker.health.read_count < 40  # of this stage, not of both
 
 
-def test_tgis_is_driven_over_grpc(simulator, worker) -> None:
+def test_tgis_is_driven_over_grpc(simulator: Any, worker: Any) -> None:
     body = write_single_request("hello", output_tokens=10, fixed_output_length=True)
     target = Target(url=simulator.grpc_url, protocol=Protocol.TGIS)
     queue = [replace(request, body=body) for request in requests(6)]
@@ -387,13 +388,13 @@ def test_tgis_is_driven_over_grpc(simulator, worker) -> None:
     assert (records.output_tokens == 10).all()
 
 
-def test_a_worker_looks_at_the_target(simulator, worker) -> None:
+def test_a_worker_looks_at_the_target(simulator: Any, worker: Any) -> None:
     worker.tell(pack_json(Kind.PROBE, ProbeOrder(target=Target(url=simulator.url))))
     found = msgspec.json.decode(worker.wait_for(Kind.PROBED), type=Probed)
     assert found == Probed(served_models=(MODEL,), simulated=True)
 
 
-def test_a_target_that_cannot_be_asked_ends_the_worker_with_a_reason(worker) -> None:
+def test_a_target_that_cannot_be_asked_ends_the_worker_with_a_reason(worker: Any) -> None:
     target = Target(url="http://127.0.0.1:1", headers=(("no name", "x"),))
     worker.tell(pack_json(Kind.PROBE, ProbeOrder(target=target)))
     failed = msgspec.json.decode(worker.wait_for(Kind.FAILED), type=Failed)
@@ -401,14 +402,14 @@ def test_a_target_that_cannot_be_asked_ends_the_worker_with_a_reason(worker) -> 
     assert worker.process.wait(LIMIT_SECONDS) == 1
 
 
-def test_what_is_no_message_ends_the_worker_with_a_reason(worker) -> None:
+def test_what_is_no_message_ends_the_worker_with_a_reason(worker: Any) -> None:
     worker.tell(b"\xff" * 100)
     assert worker.process.wait(LIMIT_SECONDS) == 1
     failed = msgspec.json.decode(worker.wait_for(Kind.FAILED), type=Failed)
     assert "cannot be read" in failed.message
 
 
-def test_a_mistaken_order_ends_the_worker_with_a_reason(worker) -> None:
+def test_a_mistaken_order_ends_the_worker_with_a_reason(worker: Any) -> None:
     worker.tell(pack_message(Kind.STAGE, b"{}"))
     assert worker.process.wait(LIMIT_SECONDS) == 1
     failed = msgspec.json.decode(worker.wait_for(Kind.FAILED), type=Failed)
