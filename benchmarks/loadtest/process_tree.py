@@ -1,6 +1,7 @@
 """CPU and memory of a process and all its descendants, sampled while they run.
 
-Invariant: what a child used stays counted after it ended, as its parent inherits it when it waits for it.
+Invariant: what a child used stays counted after it ended, as its parent inherits it when it waits for it; and nothing
+is read again and again that locks a process's memory map (smaps, cmdline), which would stop the process itself.
 """
 
 import os
@@ -13,9 +14,8 @@ import numpy as np
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _CPU_SECONDS = 0.2
-_MEMORY_EVERY = 5
-"""Reading a process's memory map costs a millisecond or more, so it is done for every so many samples of CPU."""
-
+_STARTED_SAMPLES = 40
+"""After so many a process is what it is going to be: its command line does not change any more."""
 _LEAST_GROWTH_NANOS = 120_000_000_000
 
 
@@ -52,15 +52,18 @@ def command_line(process: int) -> str:
 
 
 def memory_megabytes(processes: list[int]) -> float:
-    """Return the proportional set size: pages that processes share are counted once."""
-    kilobytes = 0
+    """Return the anonymous memory of all processes, and the file pages of the largest, as they share libraries."""
+    anonymous = [0]
+    files = [0]
     for process in processes:
         try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{process}/status").read_text().splitlines()
         except OSError:
             continue
-        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return kilobytes / 1024
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Rss")}
+        anonymous.append(sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0))
+        files.append(sizes.get("RssFile", 0))
+    return (sum(anonymous) + max(files)) / 1024
 
 
 @dataclass(slots=True)
@@ -78,6 +81,7 @@ class Usage:
     memory_nanos: list[int] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
+    command_lines: dict[int, str] = field(default_factory=dict)
 
     def start(self) -> None:
         """Sample in a thread of the lowest priority, so that the server that shares its core is not delayed."""
@@ -125,14 +129,20 @@ class Usage:
 
     def _sample(self) -> None:
         processes = descendants(self.process)
-        part = [process for process in processes if self.part and self.part in command_line(process)]
+        part = [process for process in processes if self.part and self._is_of_part(process)]
         used = cpu_seconds(processes)
         if self.cpu and used < self.cpu[-1]:  # the tree is ending
             return
         self.nanos.append(time.time_ns())
         self.cpu.append(used)
         self.part_cpu.append(cpu_seconds(part))
-        if len(self.nanos) % _MEMORY_EVERY == 1:
-            self.memory_nanos.append(time.time_ns())
-            self.memory.append(memory_megabytes(processes))
-            self.part_memory.append(memory_megabytes(part))
+        self.memory_nanos.append(time.time_ns())
+        self.memory.append(memory_megabytes(processes))
+        self.part_memory.append(memory_megabytes(part))
+
+    def _is_of_part(self, process: int) -> bool:
+        if self.part not in self.command_lines.get(process, ""):
+            if self.command_lines.get(process) and len(self.nanos) > _STARTED_SAMPLES:
+                return False
+            self.command_lines[process] = command_line(process)
+        return self.part in self.command_lines[process]

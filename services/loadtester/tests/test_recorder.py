@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import numpy as np
@@ -97,7 +97,9 @@ def recorded(recorder: Recorder, frames: Frames, *requests: EndedRequest) -> Rec
 
 def test_a_reply_becomes_a_row(recorder: Any, frames: Any) -> None:
     records = recorded(recorder, frames, ended(GOOD, index=4, stamp_source="kernel"))
-    row = {name: values[0] for name, values in records.since(START - 5).table(origin="measured").items()}
+    row: dict[str, Any] = {
+        name: values[0] for name, values in records.since(START - 5).table(origin="measured").items()
+    }
     times, tokens = row.pop("chunk_time_nanos"), row.pop("chunk_token_counts")
     assert times.tolist() == [25, 55]
     assert tokens.tolist() == [1, 3]
@@ -194,7 +196,7 @@ def test_replies_are_parsed_when_the_loop_is_idle_and_only_once(recorder: Any, f
     with gevent.Timeout(10):
         while recorder.backlog_count:
             gevent.sleep(0.001)
-    assert {request.generation._adapter.read_count for request in requests} == {1}
+    assert {cast("Any", request.generation._adapter).read_count for request in requests} == {1}
     recorder.flush()
     assert frames.counts == [50]
 
@@ -270,7 +272,7 @@ def test_replies_that_wait_too_long_are_parsed_by_the_next_flush(recorder: Any, 
 
 
 def test_without_a_sink_nothing_is_packed_but_who_asks_hears_of_every_reply() -> None:
-    heard = []
+    heard: list[EndedRequest] = []
     recorder = Recorder(None, on_parsed=heard.append)
     requests = [ended(GOOD, index=index) for index in range(3)]
     for request in requests:

@@ -21,7 +21,7 @@ FINE = replace(
     stamp_sources=("kernel",),
     send_lateness=LatencySummary(count=1_000, p99_ms=0.2, max_ms=1.5),
 )
-HEALTHY = WorkerHealth(cpu_share=0.5, loop_lag_p99_ms=0.4, read_count=100_000, kernel_stamp_count=100_000)
+HEALTHY = WorkerHealth(cpu_share=0.5, loop_lag_p99_ms=0.4, read_count=100_000)
 USERS = Load(kind=LoadKind.USERS, user_steps=(UserStep(at_seconds=0, users_count=8),))
 POISSON = Load(kind=LoadKind.POISSON, rate_per_second=100)
 SLOW = Load(kind=LoadKind.CONSTANT, rate_per_second=2)

@@ -231,7 +231,7 @@ def test_a_closed_loop_records_every_token_when_the_server_wrote_it(start_simula
     assert np.quantile(lags, 0.95) < 200_000
     assert min(lags) > 0
     if STAMP_SOURCES[int(records.stamp_source[0])] == "kernel":
-        assert health.kernel_stamp_count == health.read_count >= 480
+        assert health.read_count >= 480
 
 
 def test_a_user_sends_its_next_request_when_the_last_reply_is_whole(simulator: Any, worker: Any) -> None:

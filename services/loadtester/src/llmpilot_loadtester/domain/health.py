@@ -15,7 +15,6 @@ class WorkerHealth:
     coalesced_read_count: int = 0
     """Reads that brought several chunks of one reply at once, so that the earlier ones' times are lost."""
     read_count: int = 0
-    kernel_stamp_count: int = 0
     starved_count: int = 0
     """Requests that were sent late because the supervisor had given none."""
     clock_step_ms: float = 0.0

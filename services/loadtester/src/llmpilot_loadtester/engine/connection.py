@@ -26,6 +26,7 @@ _ANCILLARY_BYTES = 64
 _unpack_timespec = struct.Struct("qq").unpack
 _buffer = bytearray(256 * 1024)
 _buffers = (_buffer,)
+_view = memoryview(_buffer)
 _MOST_LEFT_READS = 1000
 
 
@@ -122,7 +123,6 @@ class Connection:
         self._waiter = Waiter()
         self._all_kernel = True
         self._reply = reply
-        self._reader.stream_count += 1
         timer = get_hub().loop.timer(self._target.request_timeout_seconds)
         timer.start(self._on_timeout)
         reply.send_nanos = time.time_ns()
@@ -215,9 +215,10 @@ class Connection:
             return
         if ancillary:
             seconds, nanos = _unpack_timespec(ancillary[0][2])
-            self._take(bytes(_buffer[:size]), seconds * _NANOS + nanos, is_kernel=True)
+            self._take(bytes(_view[:size]), seconds * _NANOS + nanos)
         else:
-            self._take(bytes(_buffer[:size]), time.time_ns(), is_kernel=False)
+            self._all_kernel = False
+            self._take(bytes(_view[:size]), time.time_ns())
 
     def _on_tls_readable(self) -> None:
         assert self._socket is not None, "watched"  # noqa: S101
@@ -229,13 +230,14 @@ class Connection:
                 seconds, nanos = _unpack_timespec(ancillary[0][2])
                 stamp = seconds * _NANOS + nanos
             else:
+                self._all_kernel = False
                 stamp = time.time_ns()
             if not size:
                 self._on_closed()
                 return
-            tls.incoming.write(memoryview(_buffer)[:size])
+            tls.incoming.write(_view[:size])
             while part := tls.session.read(len(_buffer)):
-                self._take(part, stamp, is_kernel=bool(ancillary))
+                self._take(part, stamp)
                 if not self._has(tls):
                     return
             self._on_closed()  # TLS said goodbye
@@ -248,17 +250,11 @@ class Connection:
     def _has(self, tls: TlsLayer) -> bool:
         return self._socket is not None and self._socket.tls is tls
 
-    def _take(self, part: bytes, stamp: int, *, is_kernel: bool) -> None:
+    def _take(self, part: bytes, stamp: int) -> None:
         reply = self._reply
         if reply is None:
             self._take_between(part)
             return
-        reader = self._reader
-        reader.read_count += 1
-        if is_kernel:
-            reader.kernel_stamp_count += 1
-        else:
-            self._all_kernel = False
         reply.parts.append(part)
         reply.stamps.append(stamp)
         exchange = self._exchange
@@ -319,7 +315,6 @@ class Connection:
     def _end(self, end_nanos: int) -> None:
         reply, self._reply = self._reply, None
         assert reply is not None, "under way"  # noqa: S101
-        self._reader.stream_count -= 1
         reply.end_nanos = max(end_nanos, reply.send_nanos)
         reply.stamp_source = "kernel" if reply.parts and self._all_kernel else "user_space"
         if self._waiter is None:

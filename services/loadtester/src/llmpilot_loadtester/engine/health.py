@@ -65,7 +65,7 @@ class HealthWatch:
         self.dropped_record_count = 0
         """Counted by who gives the records away."""
         self._reader, self._recorder = reader, recorder
-        self._reads_before = reader.read_count, reader.kernel_stamp_count
+        self._reads_before = reader.read_count
         self._coalesced_before = recorder.coalesced_read_count
         self._other_before = recorder.other_model_count
         self._lag = LagHistogram()
@@ -79,14 +79,12 @@ class HealthWatch:
 
     def snapshot(self) -> WorkerHealth:
         """Return how it was until now."""
-        reads, stamps = self._reads_before
         return WorkerHealth(
             cpu_share=self._cpu_share,
             loop_lag_p99_ms=self._lag.quantile_nanos(0.99) / 1e6,
             loop_lag_max_ms=self._lag.max_nanos / 1e6,
             coalesced_read_count=self._recorder.coalesced_read_count - self._coalesced_before,
-            read_count=self._reader.read_count - reads,
-            kernel_stamp_count=self._reader.kernel_stamp_count - stamps,
+            read_count=self._reader.read_count - self._reads_before,
             starved_count=self.starved_count,
             clock_step_ms=self._clock_step_nanos / 1e6,
             dropped_record_count=self.dropped_record_count,

@@ -1,8 +1,7 @@
 """Watches every socket of the process in one epoll inside the gevent hub.
 
-Where many replies stream, it lets what arrives gather for up to half a millisecond, so that one wake-up serves many
-sockets; the times of the parts are the kernel's and do not suffer. Invariant: what is watched is called from the hub,
-never from a greenlet, and must not switch.
+A wake-up serves all sockets that are ready by then, the more the busier the process is; the times of the parts are
+the kernel's and do not suffer. Invariant: what is watched is called from the hub, never from a greenlet, and must not switch.
 """
 
 import select
@@ -14,36 +13,26 @@ from gevent import monkey
 from gevent.hub import get_hub
 
 from llmpilot_loadtester.engine.sockets import keep_stamping
-from llmpilot_loadtester.engine.timer import KernelTimer
 
 _READ = 1
 _BATCH = 1024
-_GATHER_FROM_STREAMS = 256
-_GATHER_NANOS_PER_STREAM = 1_000
-_LONGEST_GATHER_NANOS = 500_000
 
 
 class Reader:
     """Calls whoever has something to read."""
 
     def __init__(self) -> None:
-        self.stream_count = 0
-        """Replies under way; who reads them counts them."""
         self.read_count = 0
-        """Parts received."""
-        self.kernel_stamp_count = 0
-        """Parts whose time is the kernel's."""
+        """Times that a socket had something to read."""
         self._loop = get_hub().loop
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._watchers: dict[int, Any] = {}
         self._stamping = keep_stamping()
         make_epoll = _original_epoll()
         self._epoll = make_epoll() if make_epoll else None
-        self._gathering: KernelTimer | None = None
         if self._epoll is not None:
             self._watcher = self._loop.io(self._epoll.fileno(), _READ)
             self._watcher.start(self._on_ready)
-            self._gathering = KernelTimer(self._on_gathered)
 
     def add(self, fd: int, on_readable: Callable[[], None]) -> None:
         """Call `on_readable` whenever `fd` has something to read or is closed by its peer."""
@@ -52,7 +41,7 @@ class Reader:
             self._epoll.register(fd, select.POLLIN)
         else:
             watcher = self._watchers[fd] = self._loop.io(fd, _READ)
-            watcher.start(on_readable)
+            watcher.start(self._on_one, on_readable)
 
     def remove(self, fd: int) -> None:
         """Watch `fd` no longer; before it is closed."""
@@ -69,16 +58,17 @@ class Reader:
         for fd in [*self._callbacks, *self._watchers]:
             self.remove(fd)
         self._stamping.close()
-        if self._epoll is not None and self._gathering is not None:
+        if self._epoll is not None:
             self._watcher.stop()
             self._watcher.close()
-            self._gathering.close()
             self._epoll.close()
 
     def _on_ready(self) -> None:
         assert self._epoll is not None, "watched"  # noqa: S101
         callbacks = self._callbacks
-        for fd, _ in self._epoll.poll(0, _BATCH):
+        ready = self._epoll.poll(0, _BATCH)
+        self.read_count += len(ready)
+        for fd, _ in ready:
             callback = callbacks.get(fd)
             if callback is None:  # removed by a callback before it
                 continue
@@ -86,12 +76,10 @@ class Reader:
                 callback()
             except Exception:  # noqa: BLE001 gevent stops a watcher that raises: every connection would be deaf
                 get_hub().handle_error(callback, *sys.exc_info())
-        if self.stream_count >= _GATHER_FROM_STREAMS and self._gathering is not None:
-            self._watcher.stop()
-            self._gathering.set_after(min(self.stream_count * _GATHER_NANOS_PER_STREAM, _LONGEST_GATHER_NANOS))
 
-    def _on_gathered(self) -> None:
-        self._watcher.start(self._on_ready)
+    def _on_one(self, callback: Callable[[], None]) -> None:
+        self.read_count += 1
+        callback()
 
 
 def _original_epoll() -> Callable[[], "select.epoll"] | None:

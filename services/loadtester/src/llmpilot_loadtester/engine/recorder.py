@@ -21,7 +21,7 @@ from llmpilot_loadtester.domain.record_frames import pack_records
 from llmpilot_loadtester.domain.records import REQUEST_COLUMNS, UNKNOWN, RecordBatch
 from llmpilot_loadtester.engine.client import Generation
 
-BACKLOG_BYTES = 64 * 1024 * 1024
+BACKLOG_BYTES = 16 * 1024 * 1024
 """Of replies that wait; more than that is parsed at once."""
 _LONGEST_WAIT_SECONDS = 0.5
 _CATCH_UP_SECONDS = 0.005
