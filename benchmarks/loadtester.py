@@ -30,6 +30,8 @@ from loadtest.clients import CLIENTS, Client, Report, Run
 from loadtest.golden import SERVED_MODEL, Truth, golden_server, read_truth
 from loadtest.process_tree import Usage
 
+CORES = sorted(os.sched_getaffinity(0))
+"""The first is the server's, the last the clients'."""
 EDGE_SECONDS = 2.0
 START_SECONDS = 120.0
 """What a client may take for starting, and again for its reports."""
@@ -73,7 +75,7 @@ def loaded_span(truth: Truth) -> tuple[int, int]:
 
 def run_client(client: Client, load: Load, run: Run) -> Observed:
     """Run one client against a server of its own."""
-    server_core, client_core = cores()
+    server_core, client_core = CORES[0], CORES[-1]
     log = run.folder / "writes"
     with golden_server(load.mode, log, core=server_core) as (address, _):
         run = replace(run, url=f"http://{address}")
@@ -102,12 +104,6 @@ def run_client(client: Client, load: Load, run: Run) -> Observed:
     if tap is not None:
         truth = replace(truth, arrival_nanos=tap.arrival_nanos(truth.request_ids, truth.arrival_nanos))
     return Observed(report=client.read(run), truth=truth, usage=usage, server_late_ms=truth.lateness_nanos / 1e6)
-
-
-def cores() -> tuple[int, int]:
-    """Return the server's core and the client's."""
-    mine = sorted(os.sched_getaffinity(0))
-    return mine[0], mine[-1]
 
 
 def joined(report: Report, truth: Truth) -> tuple[Report, Truth, npt.NDArray[np.float64]]:
@@ -190,7 +186,7 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=100)
     parser.add_argument("--keep", type=Path, default=None)
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, {cores()[0]}) if len(os.sched_getaffinity(0)) > 1 else None
+    os.sched_setaffinity(0, {CORES[0]})
     print("| " + " | ".join(TITLES) + " |\n" + "|---" * len(TITLES) + "|", flush=True)
     for client in CLIENTS:
         if arguments.only and not any(word in client.name for word in arguments.only):
