@@ -19,17 +19,8 @@ from llmpilot_loadtester.outputs.records_file import read_records
 LIMIT_SECONDS = 60
 COUNTED = ("--json-file", "out")
 
-CHAT = """
-from locust import task
-from llmpilot_loadtester.engine.user import LlmUser
-
-class Chat(LlmUser):
-    protocol = "openai-chat"
-
-    @task
-    def ask(self):
-        self.client.generate({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8})
-"""
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+CHAT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0].replace('"max_tokens": 64', '"max_tokens": 8')
 CURIOUS = """
 import json
 import gevent
@@ -53,7 +44,7 @@ def listener_that_waits(**_):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where Locust runs."""
+    """Where Locust runs: the locustfile of the README, with short replies, and one of our own."""
     (tmp_path / "chat.py").write_text(CHAT)
     (tmp_path / "curious.py").write_text(CURIOUS)
     return tmp_path
@@ -88,7 +79,7 @@ def read(path: Path) -> RecordBatch:
     return records
 
 
-def test_a_ten_line_locustfile_shows_the_times_of_tokens(folder: Any, simulator: Any) -> None:
+def test_the_readmes_locustfile_shows_the_times_of_tokens(folder: Any, simulator: Any) -> None:
     options = ("-u", "8", "-r", "8", "-t", "3s", *COUNTED, "--llm-records", "records.parquet")
     run(folder, *command_of("chat.py", simulator.url, *options))
     records = read(folder / "records.parquet")
