@@ -1,7 +1,8 @@
 """Watches every socket of the process in one epoll inside the gevent hub.
 
 A wake-up serves all sockets that are ready by then, the more the busier the process is; the times of the parts are
-the kernel's and do not suffer. Invariant: what is watched is called from the hub, never from a greenlet, and must not switch.
+the kernel's and do not suffer. Invariant: what is watched is called from the hub, never from a greenlet, and must not
+switch.
 """
 
 import select
