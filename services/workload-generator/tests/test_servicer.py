@@ -13,10 +13,10 @@ from llmpilot_contracts.errors import InvalidInputError
 from llmpilot_contracts.subjects import WORKLOAD_MODELS
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.nats_objects import NatsObjects
+from llmpilot_servicekit.open_calls import OpenCalls
 from llmpilot_workload_generator import servicer, wire_prompts
 from llmpilot_workload_generator.model_creation import Creations
 from llmpilot_workload_generator.model_store import ModelStore
-from llmpilot_workload_generator.open_calls import OpenCalls
 from llmpilot_workload_generator.prompts.tokenizer import default_tokenizer
 
 TIMEOUT_SECONDS = 30
@@ -27,7 +27,8 @@ def made_servicer() -> servicer.WorkloadServicer:
     registry = CollectorRegistry()
     store = ModelStore(NatsObjects(NatsConnection("nats://127.0.0.1:1", streams=()), WORKLOAD_MODELS), registry)
     creations = Creations(traces=None, max_count=1, max_upload_bytes=1, idle_seconds=1)
-    return servicer.WorkloadServicer(store, creations=creations, calls=OpenCalls(registry), registry=registry)
+    calls = OpenCalls(registry, metric="open_calls", description="Calls that last.")
+    return servicer.WorkloadServicer(store, creations=creations, calls=calls, registry=registry)
 
 
 def test_tokenizers_of_clients_that_vanished_are_tried_two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
