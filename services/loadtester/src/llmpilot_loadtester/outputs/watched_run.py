@@ -1,8 +1,10 @@
 """A load test as seen by who watches its events: how it goes, what it measured, every record.
 
-Invariant: it holds what the events said, in whatever parts they came; records stay packed until they are asked for.
+Invariant: it holds what the events said, in whatever parts they came; records stay packed, on disk, until they are
+asked for.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,6 +13,7 @@ from llmpilot_loadtester.domain.load_test import Changed, LoadTest, LogEvent
 from llmpilot_loadtester.domain.record_frames import unpack_records
 from llmpilot_loadtester.domain.records import RecordBatch, joined
 from llmpilot_loadtester.domain.results import StageResult, Verdict
+from llmpilot_loadtester.frame_file import FrameFile
 from llmpilot_loadtester.outputs.run_facts import StageFacts
 
 _INTERRUPTED = Verdict(is_valid=False, reasons=("the stage was interrupted before it had been measured",))
@@ -28,7 +31,7 @@ class WatchedRun:
     """By stage; the last attempt counts."""
     notes: list[str] = field(default_factory=list)
     _begun: dict[tuple[int, int], StageBegan] = field(default_factory=dict)
-    _frames: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    _frames: defaultdict[tuple[int, int], FrameFile] = field(default_factory=lambda: defaultdict(FrameFile))
 
     def take(self, event: LogEvent) -> None:
         """Take the next event."""
@@ -39,7 +42,7 @@ class WatchedRun:
                 self.running, self.live = event, None
                 self._begun[event.stage_index, event.attempt] = event
             case RecordsCame():
-                self._frames.setdefault((event.stage_index, event.attempt), []).append(event.columns)
+                self._frames[event.stage_index, event.attempt].append(event.columns)
             case LiveMetrics():
                 self.live = event
             case StageMeasured(result=result):
@@ -69,5 +72,5 @@ class WatchedRun:
                 llm=llm,
                 gpu_profile=gpu_profile,
             )
-            frames = self._frames.get((stage_index, attempt), [])
+            frames = self._frames[stage_index, attempt]
             yield facts, joined([unpack_records(frame) for frame in frames]).since(begun.start_unix_nanos)

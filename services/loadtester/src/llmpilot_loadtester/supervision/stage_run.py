@@ -22,6 +22,7 @@ from llmpilot_loadtester.domain.record_frames import unpack_records
 from llmpilot_loadtester.domain.records import RecordBatch, joined
 from llmpilot_loadtester.domain.spec import RATED, Load, LoadKind, LoadTestSpec, Stage
 from llmpilot_loadtester.domain.window import Window, window_of
+from llmpilot_loadtester.frame_file import FrameFile
 from llmpilot_loadtester.supervision.event_outbox import EventOutbox
 from llmpilot_loadtester.supervision.live_window import LiveWindow
 from llmpilot_loadtester.supervision.request_feed import RequestFeed
@@ -130,7 +131,7 @@ class StageRun:
             offsets=_offsets(self._load, stage_seed(spec.seed, job.index)),
         )
         self._live = LiveWindow(len(processes))
-        self._frames: list[bytes] = []
+        self._frames = FrameFile()
         self._deaths: list[str] = []
         self._failure: PilotError | None = None
         """Why there are no more requests."""
@@ -333,7 +334,7 @@ class StageRun:
 
     def _collected(self, end: _End) -> StageRecords:
         records = joined([unpack_records(frame) for frame in self._frames]).since(self._start_nanos)
-        self._frames.clear()
+        self._frames.close()
         return StageRecords(
             start_nanos=self._start_nanos,
             window=self._measured_window(end, records),
