@@ -177,7 +177,7 @@ def numbers(text: str) -> list[int]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", type=Path, default=Path(os.environ.get("LLMPILOT_PEERS", "/tmp/peers")))  # noqa: S108
+    parser.add_argument("--peers", type=Path, default=Path(os.environ.get("LLMPILOT_PEERS", "peers")))
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--streams", type=numbers, default=[1, 8, 32, 128, 512])
     parser.add_argument("--lockstep", type=numbers, default=[128])
