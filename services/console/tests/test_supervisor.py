@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from llmpilot_console import tether
-from llmpilot_console.child import Child, describe_exit
+from llmpilot_console.child import Child
 from llmpilot_console.members import Launch
 from llmpilot_console.supervisor import Patience, Supervisor, running_in_background
 from llmpilot_contracts.errors import PreconditionError, UnavailableError
 from llmpilot_servicekit.client import wait_until_serving
+from llmpilot_servicekit.process_exit import describe_exit
 
 pytestmark = pytest.mark.usefixtures("plugins")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NoReturn
 
-from llmpilot_console.child import Child, describe_exit
+from llmpilot_console.child import Child
 from llmpilot_console.members import ANY_PORT, Member, NatsMember, ServiceMember
 from llmpilot_console.state_directory import RunningPlatform, StateDirectory
 from llmpilot_contracts.errors import PilotError, PreconditionError, UnavailableError
+from llmpilot_servicekit.process_exit import describe_exit
 
 _POLL_SECONDS = 0.02
 

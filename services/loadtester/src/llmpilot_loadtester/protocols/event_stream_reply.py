@@ -17,7 +17,9 @@ from llmpilot_loadtester.protocols.reply import CountTokens, Received, Reply
 from llmpilot_loadtester.protocols.server_errors import (
     DISCONNECTED,
     MALFORMED,
+    SERVER_ERROR,
     failed,
+    meant_status,
     quoted,
     read_error,
     refusal,
@@ -52,6 +54,15 @@ class Story:
         """Note what is wrong; the first problem counts."""
         if self.status == OK:
             self.status, self.error = status, shortened(error)
+
+    def fail_as_told(self, data: bytes) -> None:
+        """Note an event that the server calls an error."""
+        self.fail(*(read_error(data) or (meant_status(SERVER_ERROR, quoted(data)), quoted(data))))
+
+    def fail_undecoded(self, index: int, data: bytes, error: Exception) -> None:
+        """Note an event that cannot be decoded: an error in other words, or nothing of the protocol."""
+        problem = f"event {index + 1} is not of the protocol: {error}: {quoted(data)}"
+        self.fail(*(read_error(data) or (MALFORMED, problem)))
 
 
 TellStory = Callable[[Events, Callable[[], None]], Story]

@@ -17,10 +17,7 @@ from llmpilot_loadtester.protocols.http1 import HttpAdapter, endpoint_path
 from llmpilot_loadtester.protocols.reply import CountTokens, paced
 from llmpilot_loadtester.protocols.server_errors import (
     DECODE_ERRORS,
-    MALFORMED,
     SERVER_ERROR,
-    meant_status,
-    quoted,
     read_error,
 )
 from llmpilot_loadtester.protocols.sse import Events
@@ -136,13 +133,12 @@ def _tell(events: Events, pause: Callable[[], None], *, decoder: "msgspec.json.D
             story.is_finished = True
             break
         if events.names.get(index) == "error":
-            story.fail(*(read_error(data) or (meant_status(SERVER_ERROR, quoted(data)), quoted(data))))
+            story.fail_as_told(data)
             break
         try:
             event = decode(data)
         except DECODE_ERRORS as error:
-            problem = f"event {index + 1} is not of the protocol: {error}: {quoted(data)}"
-            story.fail(*(read_error(data) or (MALFORMED, problem)))
+            story.fail_undecoded(index, data, error)
             break
         if event.usage is not None:
             _add_usage(story, event.usage)

@@ -15,6 +15,7 @@ from typing import Self
 import msgspec
 
 from llmpilot_loadtester.worker_messages import Failed, Kind, MessageReader
+from llmpilot_servicekit.process_exit import describe_exit
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "llmpilot_loadtester.engine.worker")
 
@@ -160,7 +161,7 @@ class WorkerProcess:
         self.kill()  # in case it has closed its pipe and lives on
         await self._ended(_LAST_WORDS_SECONDS)
         exit_code = self._process.returncode
-        cause = self._cause or ("cannot be ended" if exit_code is None else _describe_exit(exit_code))
+        cause = self._cause or ("cannot be ended" if exit_code is None else describe_exit(exit_code))
         tail = "".join(f"\n  | {line}" for line in self.last_lines)
         return WorkerDiedError(f"{self.name} {cause}" + (f"; the last of what it wrote:{tail}" if tail else ""))
 
@@ -168,12 +169,3 @@ class WorkerProcess:
         while data := await stderr.read(_TAIL_BYTES):
             self._tail += data
             del self._tail[:-_TAIL_BYTES]
-
-
-def _describe_exit(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"ended with code {exit_code}"
-    try:
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    except ValueError:  # a real-time signal has no name
-        return f"was killed by signal {-exit_code}"
