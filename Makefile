@@ -30,13 +30,18 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	@$(PIP) --require-hashes -r requirements-dev.lock
 	@touch $@
 
+$(VENV)/.torch: requirements-torch.txt $(VENV)/.runtime
+	@echo "installing PyTorch into $(VENV) ..."
+	@$(PIP) -r requirements-torch.txt
+	@touch $@
+
 run: $(VENV)/.runtime ## the main job: recommend GPUs for an LLM that nobody measured, then stop everything
 	@$(BIN)/llm-pilot recommend --config meta-llama/Llama-3.1-8B --users 200 --nttft-ms 100 --itl-ms 50
 
 up: $(VENV)/.runtime ## keep the platform running and print where to call it
 	@$(BIN)/llm-pilot up
 
-test: $(VENV)/.dev ## run every test (real data from LLMPILOT_DATA, ../shared/data unless set; skipped where absent)
+test: $(VENV)/.dev $(VENV)/.torch ## run every test (real data from LLMPILOT_DATA, ../shared/data unless set; skipped where absent)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-real: $(VENV)/.dev ## the load tester against a server that nobody here wrote: LLMPILOT_REAL_SERVER=http://HOST:PORT

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = sorted([ROOT / "proto", *(ROOT / "libs").glob("[!.]*"), *(ROOT / "services").glob("[!.]*")])
-GRPC_SERVICES = [ROOT / "services" / name for name in ("loadtester", "recommender", "workload-generator")]
+GRPC_SERVICES = [ROOT / "services" / name for name in ("loadtester", "recommender", "tuner", "workload-generator")]
 GENERATED = re.compile(r"/proto/src/(fmaas|llmpilot)/")
 LARGEST_MODULE_LINES = 600
 PROTOBUF_ROOMS = re.compile(r"servicer|wire(_\w+)?|cli(_\w+)?")

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from llmpilot.loadtest.v1.loadtest_pb2 import LoadTestEvent, LoadTestSnapshot
 from llmpilot.measurement.v1.measurement_pb2 import MeasurementRecorded
+from llmpilot.tuning.v1.tuning_pb2 import TuningCompleted, TuningEvent, TuningSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +84,44 @@ LOAD_TEST_EVENTS = Stream(
 LOAD_TEST_STATE = Subject(name="llmpilot.loadtest.v1.*.state", payload=LoadTestSnapshot, stream=LOAD_TESTS)
 LOAD_TEST_EVENT = Subject(name="llmpilot.loadtest.v1.*.event", payload=LoadTestEvent, stream=LOAD_TEST_EVENTS)
 
-STREAMS = (MEASUREMENTS, LOAD_TESTS, LOAD_TEST_EVENTS)
-SUBJECTS = (MEASUREMENT_RECORDED, LOAD_TEST_STATE, LOAD_TEST_EVENT)
+TUNINGS = Stream(
+    name="TUNINGS",
+    subjects=("llmpilot.tuning.v1.*.state",),
+    max_age=None,
+    duplicate_window=timedelta(minutes=10),
+    description="Where every tuning is in its life.",
+    latest_only=True,
+)
+
+TUNING_EVENTS = Stream(
+    name="TUNING_EVENTS",
+    subjects=("llmpilot.tuning.v1.*.event",),
+    max_age=timedelta(days=30),
+    duplicate_window=timedelta(minutes=10),
+    description="What happened in every tuning.",
+)
+
+TUNING_RESULTS = Stream(
+    name="TUNING_RESULTS",
+    subjects=("llmpilot.tuning.v1.completed",),
+    max_age=None,
+    duplicate_window=timedelta(minutes=10),
+    description="Every maximum batch weight that was found.",
+)
+
+TUNING_STATE = Subject(name="llmpilot.tuning.v1.*.state", payload=TuningSnapshot, stream=TUNINGS)
+TUNING_EVENT = Subject(name="llmpilot.tuning.v1.*.event", payload=TuningEvent, stream=TUNING_EVENTS)
+TUNING_COMPLETED = Subject(name="llmpilot.tuning.v1.completed", payload=TuningCompleted, stream=TUNING_RESULTS)
+
+STREAMS = (MEASUREMENTS, LOAD_TESTS, LOAD_TEST_EVENTS, TUNINGS, TUNING_EVENTS, TUNING_RESULTS)
+SUBJECTS = (
+    MEASUREMENT_RECORDED,
+    LOAD_TEST_STATE,
+    LOAD_TEST_EVENT,
+    TUNING_STATE,
+    TUNING_EVENT,
+    TUNING_COMPLETED,
+)
 
 WORKLOAD_MODELS = Bucket(name="WORKLOAD_MODELS", description="Fitted workload models, by their id: model files.")
 
@@ -93,4 +130,13 @@ LOAD_TEST_SPECS = Bucket(
     description="What load tests that have not ended do, by their id: LoadTestSpec, with keys and prompts.",
 )
 
-BUCKETS = (WORKLOAD_MODELS, LOAD_TEST_SPECS)
+TUNING_SPECS = Bucket(
+    name="TUNING_SPECS", description="What tunings that have not ended do, by their id: TuningSpec."
+)
+
+TUNING_CACHE = Bucket(
+    name="TUNING_CACHE",
+    description="Maximum batch weights found, by the digest of all they depend on: reports, as JSON.",
+)
+
+BUCKETS = (WORKLOAD_MODELS, LOAD_TEST_SPECS, TUNING_SPECS, TUNING_CACHE)

@@ -1,0 +1,1 @@
+"""What a tuning leaves for people and programs: report, plot, settings of servers."""
