@@ -17,7 +17,7 @@ from llmpilot_contracts.subjects import STREAMS
 from llmpilot_loadtester.domain.events import RecordsCame
 from llmpilot_loadtester.domain.record_frames import pack_records
 from llmpilot_loadtester.domain.records import REQUEST_COLUMNS, RecordBatch
-from llmpilot_loadtester.load_test_log import LoadTestLog
+from llmpilot_loadtester.load_test_log import load_test_log
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.nats_server import start_nats_server
 
@@ -55,7 +55,7 @@ async def publish_frames(nats: NatsConnection, streams: int) -> tuple[float, flo
     batch = records(request_count, rng)
     frame = pack_records(batch)
     event = RecordsCame(stage_index=0, attempt=1, request_count=request_count, columns=frame)
-    log = LoadTestLog(nats, f"streams-{streams}", next_index=0, last_sequence=0)
+    log = load_test_log(nats, f"streams-{streams}", next_index=0, last_sequence=0)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(log.run())
         began = time.process_time()

@@ -1,12 +1,13 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import nats.aio.client
+import nats.errors
 import psutil
 import pytest
 from google.protobuf.message import Message
@@ -175,6 +176,28 @@ def test_followers_outlive_a_killed_server_without_loss_or_repetition(start_nats
             await until(lambda: len(got) == 1_200)
             assert got == numbered(1_200)
             assert here.metric("llmpilot_nats_connected") == 1
+
+    asyncio.run(check())
+
+
+def test_a_server_killed_while_messages_wait_to_be_sent_is_connected_again(start_nats: StartNats) -> None:
+    """nats-py then fails to close, and calls nobody back."""
+
+    async def check() -> None:
+        server = start_nats()
+        async with connection(server.url) as here:
+            got = here.follow()
+            await here.publish("before")
+            client = here.nats.client
+            server.kill()
+            with suppress(nats.errors.ConnectionClosedError):
+                while True:
+                    await client.publish("test.facts.other", b"waits")
+                    await asyncio.sleep(0)
+            await asyncio.to_thread(start_nats, port_of(server))
+            await until(lambda: here.nats.connected and here.nats.client is not client)
+            await here.publish("after")
+            await until(lambda: [text for text, _ in got] == ["before", "after"])
 
     asyncio.run(check())
 

@@ -130,9 +130,7 @@ LOAD_TEST_SPECS = Bucket(
     description="What load tests that have not ended do, by their id: LoadTestSpec, with keys and prompts.",
 )
 
-TUNING_SPECS = Bucket(
-    name="TUNING_SPECS", description="What tunings that have not ended do, by their id: TuningSpec."
-)
+TUNING_SPECS = Bucket(name="TUNING_SPECS", description="What tunings that have not ended do, by their id: TuningSpec.")
 
 TUNING_CACHE = Bucket(
     name="TUNING_CACHE",

@@ -17,7 +17,9 @@ from llmpilot_loadtester.domain.events import Noted, RecordsCame, StageBegan
 from llmpilot_loadtester.domain.record_frames import pack_records, unpack_records
 from llmpilot_loadtester.domain.records import REQUEST_COLUMNS, RecordBatch, empty_records
 from llmpilot_loadtester.domain.spec import Load, LoadKind, Stage, UserStep
-from llmpilot_loadtester.load_test_log import LoadTestLog, read_history, replay, watch
+from llmpilot_loadtester.load_test_log import LoadTestLog, load_test_log, read_history
+from llmpilot_loadtester.load_test_states import LOAD_TEST_WIRE
+from llmpilot_servicekit.jobs.job_log import replay, watch
 from llmpilot_servicekit.nats_connection import NatsConnection, StaleSequenceError
 from llmpilot_servicekit.nats_server import NatsServer, start_nats_server
 
@@ -58,7 +60,9 @@ async def connected(url: str) -> AsyncIterator[NatsConnection]:
 @asynccontextmanager
 async def writing(connection: NatsConnection, **options: int) -> AsyncIterator[LoadTestLog]:
     history = await read_history(connection, "lt-1")
-    log = LoadTestLog(connection, "lt-1", next_index=history.next_index, last_sequence=history.last_sequence, **options)
+    log = load_test_log(
+        connection, "lt-1", next_index=history.next_index, last_sequence=history.last_sequence, **options
+    )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(log.run())
         try:
@@ -220,7 +224,7 @@ def test_a_replay_goes_on_live(start_nats: StartNats) -> None:
         async with connected(server.url) as connection, writing(connection) as log, asyncio.TaskGroup() as tasks:
             await log.append(Noted(text="before"))
             await log.flush()
-            replaying = tasks.create_task(replay(connection, "lt-1", take))
+            replaying = tasks.create_task(replay(connection, LOAD_TEST_EVENT.of("lt-1"), take))
             while not got:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             await log.append(Noted(text="live"))
@@ -243,7 +247,7 @@ def test_a_watch_of_a_load_test_that_has_ended_ends_though_its_log_does_not_say_
             for number in range(3):
                 await log.append(Noted(text=str(number)))
             await log.flush()
-            await watch(connection, "lt-1", 1, ended=True, send=send)
+            await watch(connection, LOAD_TEST_WIRE, "lt-1", 1, ended=True, send=send)
         assert got == (await kept(server.url))[1:]
 
     asyncio.run(check())
@@ -278,7 +282,7 @@ def test_what_takes_events_and_fails_ends_the_replay(start_nats: StartNats) -> N
             await log.append(Noted(text="one"))
             await log.flush()
             with pytest.raises(ZeroDivisionError):
-                await replay(connection, "lt-1", fail)
+                await replay(connection, LOAD_TEST_EVENT.of("lt-1"), fail)
 
     asyncio.run(check())
 

@@ -13,23 +13,25 @@ from prometheus_client import CollectorRegistry
 
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot.measurement.v1.measurement_pb2 import MeasurementRecorded
+from llmpilot_contracts.job import State
 from llmpilot_contracts.subjects import LOAD_TEST_SPECS, STREAMS
 from llmpilot_loadtester.conduct import Emit, Order, Surroundings
 from llmpilot_loadtester.domain.events import Noted, StageMeasured
-from llmpilot_loadtester.domain.load_test import LoadTest, State
+from llmpilot_loadtester.domain.load_test import LoadTest
 from llmpilot_loadtester.domain.metrics import stage_metrics
 from llmpilot_loadtester.domain.records import empty_records
 from llmpilot_loadtester.domain.results import StageResult, Verdict
 from llmpilot_loadtester.domain.spec import Load, LoadKind, LoadTestSpec, Stage, SyntheticRequests, Target, UserStep
 from llmpilot_loadtester.domain.stage_plan import plan_of
 from llmpilot_loadtester.domain.window import window_of
-from llmpilot_loadtester.load_test_log import LoadTestLog, read_history
-from llmpilot_loadtester.load_test_states import LoadTestStates
-from llmpilot_loadtester.load_tests import LoadTests
+from llmpilot_loadtester.load_test_log import load_test_log, read_history
+from llmpilot_loadtester.load_test_states import LoadTestStates, load_test_states
+from llmpilot_loadtester.load_tests import LoadTests, load_tests_of
 from llmpilot_loadtester.metrics_export import MetricsExport
 from llmpilot_loadtester.supervision.load_run import RunOutcome
 from llmpilot_loadtester.wire import LARGEST_SHOWN_SPEC_BYTES, write_load_test
 from llmpilot_loadtester.wire_spec import write_spec
+from llmpilot_servicekit.jobs.conduct import JobKeeping
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.nats_objects import NatsObjects
 from llmpilot_servicekit.nats_server import start_nats_server
@@ -110,14 +112,11 @@ class Installation:
     def load_tests(self) -> LoadTests:
         """Return what runs them."""
         around = Surroundings(
-            nats=self.nats,
-            states=self.states,
-            specs=self.specs,
+            keeping=JobKeeping(nats=self.nats, states=self.states, specs=self.specs, renew_seconds=0.2),
             read_order=self._read_order,
             metrics=MetricsExport(CollectorRegistry()),
-            renew_seconds=0.2,
         )
-        return LoadTests(around, max_count=4, take_over_seconds=60)
+        return load_tests_of(around, max_count=4, take_over_seconds=60)
 
     def _read_order(self, load_test_id: str, content: bytes) -> Order:
         assert content == b"spec"
@@ -128,7 +127,7 @@ class Installation:
     async def ended(self, load_test_id: str) -> LoadTest:
         """Wait until a load test has ended."""
         await self.states.wait_ended(load_test_id)
-        found = (await self.states.get(load_test_id)).load_test
+        found = (await self.states.get(load_test_id)).job
         assert found.state.is_end
         return found
 
@@ -151,7 +150,7 @@ async def installation(url: str) -> AsyncIterator[Installation]:
         try:
             await connection.wait_connected(20)
             yield Installation(
-                nats=connection, states=LoadTestStates(connection), specs=NatsObjects(connection, LOAD_TEST_SPECS)
+                nats=connection, states=load_test_states(connection), specs=NatsObjects(connection, LOAD_TEST_SPECS)
             )
         finally:
             running.cancel()
@@ -178,7 +177,7 @@ def test_a_load_test_that_meets_a_bug_does_not_end_the_others(nats_server_url: s
                 assert (await here.ended("sound")).state is State.SUCCEEDED
                 await load_tests.create(load_test("later"), b"spec")
                 assert (await here.ended("later")).state is State.SUCCEEDED
-            assert not (await here.states.get("broken")).load_test.state.is_end  # another process may be able to
+            assert not (await here.states.get("broken")).job.state.is_end  # another process may be able to
 
     asyncio.run(check())
 
@@ -217,7 +216,7 @@ async def _has_published(here: Installation, load_test_id: str, stages: set[int]
 async def _write_too(here: Installation, load_test_id: str) -> None:
     """Write the next event as another process would."""
     history = await read_history(here.nats, load_test_id)
-    log = LoadTestLog(here.nats, load_test_id, next_index=history.next_index, last_sequence=history.last_sequence)
+    log = load_test_log(here.nats, load_test_id, next_index=history.next_index, last_sequence=history.last_sequence)
     async with asyncio.TaskGroup() as tasks:
         writing = tasks.create_task(log.run())
         await log.append(Noted(text="mine"))
@@ -240,7 +239,7 @@ def test_measured_stages_that_only_lack_their_end_are_not_measured_again(nats_se
                 await load_tests.create(load_test("late"), b"spec")
                 await begun.wait()
                 await load_tests.finish()
-            left = (await here.states.get("late")).load_test
+            left = (await here.states.get("late")).job
             assert (left.state, left.owner, len(left.results)) == (State.RUNNING, "", 2)
             assert plan_of(SPEC).next_stage(left.results) is None
             here.then = at_once
@@ -305,9 +304,9 @@ def test_a_page_of_large_load_tests_fits_into_a_message(nats_server_url: str) ->
             after = ""
             while len(found) < len(ids):
                 page = await here.states.page(after=after, count=1_000)
-                answer = pb.ListLoadTestsResponse(load_tests=map(write_load_test, page.load_tests))
+                answer = pb.ListLoadTestsResponse(load_tests=map(write_load_test, page.jobs))
                 assert answer.ByteSize() < GRPC_MESSAGE_BYTES
-                found += [each.id for each in page.load_tests]
+                found += [each.id for each in page.jobs]
                 after = page.next_after
             assert (found, after) == (ids, "")
 

@@ -97,7 +97,7 @@ def test_a_replica_takes_over_from_one_that_was_killed(
     with start_service(**variables) as first, start_service(**variables) as second:
         name = create(first, make_spec(1))
         watch_until(first, name, began(0))
-        running, other = sorted((first, second), key=lambda each: "load test begins" not in each.log.read_text())
+        running, other = sorted((first, second), key=lambda each: "job begins" not in each.log.read_text())
         running.process.kill()
         assert stages_begun(other.watch(name)) == [(0, 1), (0, 2)]
         assert get(other, name).state == pb.STATE_SUCCEEDED

@@ -10,9 +10,10 @@ from llmpilot.catalog.v1 import llm_pb2
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot.workload.v1 import workload_pb2
 from llmpilot_contracts.errors import Violation
+from llmpilot_contracts.job import State
 from llmpilot_contracts.record_schema import STATUSES
 from llmpilot_loadtester.domain.events import LiveMetrics, Noted, RecordsCame, StageBegan, StageMeasured
-from llmpilot_loadtester.domain.load_test import Changed, LoadTest, LogEvent, MeasurementPublished, State
+from llmpilot_loadtester.domain.load_test import Changed, LoadTest, LogEvent, MeasurementPublished
 from llmpilot_loadtester.domain.results import (
     ErrorCount,
     Interval,

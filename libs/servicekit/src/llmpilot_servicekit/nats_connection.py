@@ -6,7 +6,7 @@ nats-py's own reconnection is off: each connection is a new client, so there is 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import nats.errors
 from google.protobuf.message import Message
@@ -35,6 +35,7 @@ _CONNECT_SECONDS = 2
 _OPEN_SECONDS = 15
 _FLUSH_SECONDS = 2
 _PING_SECONDS = 10
+_LOOK_SECONDS = 0.5
 _FIRST_DELAY_SECONDS = 0.05
 _LAST_DELAY_SECONDS = 2.0
 _STREAM_EXISTS = 10058
@@ -108,7 +109,7 @@ class NatsConnection:
                 outage_logged = True  # by the line below, once the connection is lost
                 try:
                     self._set_connected(client)
-                    await lost.wait()
+                    await _until_lost(client, lost)
                 finally:
                     self._set_disconnected()
                     await _close(client)
@@ -287,7 +288,18 @@ async def _close(client: Client) -> None:
     except NATS_ERRORS:
         pass  # nobody there to flush to
     finally:
-        await client.close()
+        with suppress(*NATS_ERRORS):  # what was pending could not be written
+            await client.close()
+
+
+async def _until_lost(client: Client, lost: asyncio.Event) -> None:
+    """Wait until the client has closed; it does not call back where closing failed to write what was pending."""
+    while not client.is_closed:
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await lost.wait()
+        except TimeoutError:
+            pass  # look again
 
 
 async def _ignore(_: Exception) -> None:

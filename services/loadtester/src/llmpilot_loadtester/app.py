@@ -10,8 +10,8 @@ from llmpilot_contracts.errors import PreconditionError
 from llmpilot_contracts.subjects import LOAD_TEST_SPECS, STREAMS
 from llmpilot_loadtester.conduct import Order, Surroundings
 from llmpilot_loadtester.domain.spec import LoadKind, LoadTestSpec, PromptRequests, SyntheticRequests, WorkloadRequests
-from llmpilot_loadtester.load_test_states import LoadTestStates
-from llmpilot_loadtester.load_tests import LoadTests
+from llmpilot_loadtester.load_test_states import load_test_states
+from llmpilot_loadtester.load_tests import load_tests_of
 from llmpilot_loadtester.metrics_export import MetricsExport
 from llmpilot_loadtester.servicer import LoadTestServicer
 from llmpilot_loadtester.settings import LoadTesterSettings
@@ -19,6 +19,7 @@ from llmpilot_loadtester.supervision.load_run import LoadRun
 from llmpilot_loadtester.supervision.request_sources import PromptSource, RequestSource, SyntheticSource
 from llmpilot_loadtester.wire import read_kept_spec
 from llmpilot_loadtester.wire_requests import WorkloadSource
+from llmpilot_servicekit.jobs.conduct import RENEWALS, JobKeeping
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.nats_objects import NatsObjects
 from llmpilot_servicekit.neighbours import neighbour_address
@@ -26,8 +27,6 @@ from llmpilot_servicekit.open_calls import OpenCalls
 from llmpilot_servicekit.server import serve
 
 GENERATOR = "workload-generator"
-_RENEWALS = 4
-"""How often the owner of a load test is heard before others take it for silent."""
 
 
 async def run(settings: LoadTesterSettings) -> None:
@@ -35,16 +34,15 @@ async def run(settings: LoadTesterSettings) -> None:
     registry = CollectorRegistry()
     stop = asyncio.Event()
     nats = NatsConnection(settings.nats_url, streams=STREAMS, registry=registry)
-    states = LoadTestStates(nats)
-    around = Surroundings(
+    states = load_test_states(nats)
+    keeping = JobKeeping(
         nats=nats,
         states=states,
         specs=NatsObjects(nats, LOAD_TEST_SPECS),
-        read_order=partial(read_order, settings),
-        metrics=MetricsExport(registry),
-        renew_seconds=settings.take_over_seconds / _RENEWALS,
+        renew_seconds=settings.take_over_seconds / RENEWALS,
     )
-    load_tests = LoadTests(around, max_count=settings.max_load_tests, take_over_seconds=settings.take_over_seconds)
+    around = Surroundings(keeping=keeping, read_order=partial(read_order, settings), metrics=MetricsExport(registry))
+    load_tests = load_tests_of(around, max_count=settings.max_load_tests, take_over_seconds=settings.take_over_seconds)
     calls = OpenCalls(registry, metric="llmpilot_loadtest_open_calls", description="Watches that are open.")
     servicer = LoadTestServicer(load_tests, states=states, nats=nats, calls=calls)
     await serve(

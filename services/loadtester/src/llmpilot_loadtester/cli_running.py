@@ -25,9 +25,10 @@ from rich.console import Console
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot.loadtest.v1.loadtest_pb2_grpc import LoadTestServiceStub
 from llmpilot_contracts.errors import InvalidInputError, PreconditionError, Violation
+from llmpilot_contracts.job import State
 from llmpilot_loadtester.cli_request import error_in_options, in_options, requested_spec
 from llmpilot_loadtester.domain.events import LiveMetrics, RecordsCame
-from llmpilot_loadtester.domain.load_test import COLLECTION, LogEvent, State
+from llmpilot_loadtester.domain.load_test import COLLECTION, LogEvent
 from llmpilot_loadtester.domain.spec import LoadTestSpec
 from llmpilot_loadtester.domain.spec_checks import spec_violations
 from llmpilot_loadtester.metrics_export import MetricsExport
@@ -37,11 +38,11 @@ from llmpilot_loadtester.outputs.report_files import write_reports
 from llmpilot_loadtester.outputs.run_facts import facts_of_spec
 from llmpilot_loadtester.outputs.summary import remarks, stage_table
 from llmpilot_loadtester.outputs.watched_run import WatchedRun
-from llmpilot_loadtester.wire import LOAD_TEST_ID
 from llmpilot_loadtester.wire_events import read_event
 from llmpilot_servicekit.address import split_address
 from llmpilot_servicekit.client import connect
 from llmpilot_servicekit.file_output import make_folder
+from llmpilot_servicekit.jobs.job_requests import JOB_ID
 from llmpilot_servicekit.platform import Platform
 
 _DEADLINE_SECONDS = 30.0
@@ -70,7 +71,7 @@ class Outputs:
 def run_load_test(platform: Platform, spec: LoadTestSpec, outputs: Outputs, *, llm_config_json: str) -> None:
     """Run a load test to its end and write its files; leaves the process with its exit status if that is not 0."""
     violations = spec_violations(spec)
-    if outputs.name and not LOAD_TEST_ID.fullmatch(outputs.name):
+    if outputs.name and not JOB_ID.fullmatch(outputs.name):
         violations.append(Violation("--name", "must be 1 to 63 lower-case letters, digits, dashes between them"))
     if violations:
         raise error_in_options(InvalidInputError(violations))

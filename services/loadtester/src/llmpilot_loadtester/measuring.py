@@ -14,8 +14,8 @@ from llmpilot_contracts.subjects import MEASUREMENT_RECORDED
 from llmpilot_loadtester.domain.events import Noted
 from llmpilot_loadtester.domain.load_test import LogEvent, MeasurementPublished
 from llmpilot_loadtester.domain.results import StageResult
-from llmpilot_loadtester.patience import patiently
 from llmpilot_servicekit.nats_connection import NatsConnection
+from llmpilot_servicekit.patience import patiently
 
 _NAMESPACE = uuid.UUID("0d0b7c52-5a0f-4f5c-9a59-2f6d1d9f0a71")
 WriteMeasurement = Callable[[StageResult, str], Message]

@@ -13,10 +13,10 @@ from grpc.aio import ServicerContext
 from llmpilot.loadtest.v1 import loadtest_pb2 as pb
 from llmpilot.loadtest.v1.loadtest_pb2_grpc import LoadTestServiceServicer, add_LoadTestServiceServicer_to_server
 from llmpilot_loadtester import wire
-from llmpilot_loadtester.load_test_log import watch
-from llmpilot_loadtester.load_test_states import LoadTestStates
+from llmpilot_loadtester.load_test_states import LOAD_TEST_WIRE, LoadTestStates
 from llmpilot_loadtester.load_tests import LoadTests
 from llmpilot_loadtester.wire_events import is_end
+from llmpilot_servicekit.jobs.job_log import watch
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.open_calls import OpenCalls
 from llmpilot_servicekit.server import Registration
@@ -55,7 +55,7 @@ class LoadTestServicer(LoadTestServiceServicer):
     ) -> pb.GetLoadTestResponse:
         """Give one load test."""
         stored = await self._states.get(wire.read_name(request.name))
-        return pb.GetLoadTestResponse(load_test=wire.write_load_test(stored.load_test))
+        return pb.GetLoadTestResponse(load_test=wire.write_load_test(stored.job))
 
     async def ListLoadTests(  # noqa: N802
         self,
@@ -66,7 +66,7 @@ class LoadTestServicer(LoadTestServiceServicer):
         after, count = wire.read_list_request(request)
         page = await self._states.page(after=after, count=count)
         return pb.ListLoadTestsResponse(
-            load_tests=[wire.write_load_test(each) for each in page.load_tests],
+            load_tests=[wire.write_load_test(each) for each in page.jobs],
             next_page_token=page.next_after,
         )
 
@@ -95,4 +95,5 @@ class LoadTestServicer(LoadTestServiceServicer):
                     await self._states.wait_ended(load_test_id)
                 await context.write(pb.WatchLoadTestResponse(event=event))
 
-            await watch(self._nats, load_test_id, start_index, ended=stored.load_test.state.is_end, send=send)
+            ended = stored.job.state.is_end
+            await watch(self._nats, LOAD_TEST_WIRE, load_test_id, start_index, ended=ended, send=send)

@@ -56,11 +56,6 @@ def read_event(wire: Message) -> LogEvent | None:
     return read(wire) if read else None
 
 
-def index_of(wire: Message) -> int:
-    """Return the position of an event."""
-    return int(getattr(wire, "index"))  # noqa: B009 of LoadTestEvent
-
-
 def is_end(wire: Message) -> bool:
     """Whether an event is the last of its load test."""
     if not isinstance(wire, pb.LoadTestEvent) or wire.WhichOneof("event") != "changed":

@@ -3,58 +3,30 @@
 Invariant: a load test that has ended does not change again.
 """
 
-from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
+from dataclasses import dataclass
+from typing import ClassVar
 
+from llmpilot_contracts.job import Job
 from llmpilot_loadtester.domain.events import RunEvent
 from llmpilot_loadtester.domain.results import StageResult
 from llmpilot_loadtester.domain.spec import LoadTestSpec
 
-KIND = "load test"
 COLLECTION = "loadTests/"
 
 
-class State(StrEnum):
-    """Where a load test is in its life."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_end(self) -> bool:
-        """Whether nothing comes after."""
-        return self not in {State.PENDING, State.RUNNING}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadTest:
+class LoadTest(Job):
     """A load test as clients see it, and as the replicas of the service share it."""
 
-    id: str
+    kind: ClassVar[str] = "load test"
+    collection: ClassVar[str] = COLLECTION
+
     spec: LoadTestSpec
     """Without what `LoadTestSnapshot` leaves out."""
-    request_id: str
-    create_time: datetime
-    state: State = State.PENDING
-    error: str = ""
-    end_time: datetime | None = None
     results: tuple[StageResult, ...] = ()
     found_load: float | None = None
     simulated: bool = False
     served_model: str = ""
-    owner: str = ""
-    """Which process runs it; empty: none."""
-    cancel_requested: bool = False
-    spec_digest: str = field(default="", repr=False)
-
-    @property
-    def name(self) -> str:
-        """Resource name."""
-        return f"{COLLECTION}{self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,14 +50,19 @@ class Limits:
         counts = {"most_new_tokens": self.most_new_tokens, "most_requests": self.most_requests}
         if self.longest_sequence < 2:  # noqa: PLR2004 one token in, one out
             found.append(
-                Violation(f"{field}.longest_sequence", f"must be >= 2, one token in and one out, is {self.longest_sequence}")
+                Violation(
+                    f"{field}.longest_sequence", f"must be >= 2, one token in and one out, is {self.longest_sequence}"
+                )
             )
-        found += [Violation(f"{field}.{name}", f"must be >= 1, is {count}") for name, count in counts.items() if count < 1]
+        found += [
+            Violation(f"{field}.{name}", f"must be >= 1, is {count}") for name, count in counts.items() if count < 1
+        ]
         if not found and self.most_new_tokens >= self.longest_sequence:
             found.append(
                 Violation(
                     f"{field}.most_new_tokens",
-                    f"must be < longest_sequence {self.longest_sequence}, which has the input too, is {self.most_new_tokens}",
+                    f"must be < longest_sequence {self.longest_sequence}, which has the input too, "
+                    f"is {self.most_new_tokens}",
                 )
             )
         if self.prefill_limit is not None and self.prefill_limit < 1:

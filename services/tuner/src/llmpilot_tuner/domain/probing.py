@@ -4,7 +4,7 @@ Invariant: a step that failed for want of memory is an answer; whatever else goe
 taken for a limit of memory.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol, Self
@@ -99,7 +99,7 @@ class Prober(Protocol):
     def facts(self) -> ProbeFacts:
         """What this prober is made of, once it is entered."""
 
-    def run(self, batches: Sequence[Batch], *, soak: bool = False) -> AsyncIterator[CaseRun]:
+    def run(self, batches: Sequence[Batch], *, soak: bool = False) -> AsyncGenerator[CaseRun, None]:
         """Run batches in turn, and end after the first that runs out of memory.
 
         soak: in a process that has run nothing else, and with nothing given back to the system between batches.

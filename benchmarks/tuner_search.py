@@ -1,0 +1,216 @@
+"""The tuner's search against plain binary search and against every weight probed, under a real limit of memory.
+
+Six architectures with random weights run on the CPU; an allocation beyond the limit really fails. First table: a range
+of a million weights, 1 % precision. Second table (--truth): a small range, every weight of it probed with every maximal
+batch; the weight that was found must not be above the largest that passes, and at most 1 % below.
+
+Usage: python benchmarks/tuner_search.py [--truth] [--llm NAME ...]
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from llmpilot_perfmodel.step_memory.batch import Batch
+from llmpilot_tuner.domain.corners import corner_batches
+from llmpilot_tuner.domain.events import ProbeEnded, TuningEnded
+from llmpilot_tuner.domain.limits import Limits
+from llmpilot_tuner.domain.plan import plan_of
+from llmpilot_tuner.domain.probing import Outcome, ProbeKind, Prober
+from llmpilot_tuner.domain.servers import Server
+from llmpilot_tuner.domain.spec import TuningSpec
+from llmpilot_tuner.probes.open_probe import open_probe
+from llmpilot_tuner.tuning_run import TuningRun
+
+SIZES = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 512, "max_position_embeddings": 4096}
+LLAMA = {
+    **SIZES,
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+}
+T5 = {
+    "model_type": "t5",
+    "d_model": 64,
+    "d_ff": 128,
+    "d_kv": 16,
+    "num_heads": 4,
+    "num_layers": 2,
+    "vocab_size": 512,
+    "decoder_start_token_id": 0,
+    "torch_dtype": "float32",
+}
+LLMS: dict[str, dict[str, object]] = {
+    "Llama MHA": LLAMA,
+    "Llama GQA": {**LLAMA, "num_key_value_heads": 1},
+    "GPT-NeoX": {**LLAMA, "model_type": "gpt_neox", "intermediate_size": 256, "hidden_act": "gelu"},
+    "StarCoder (MQA)": {
+        "model_type": "gpt_bigcode",
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 2,
+        "n_positions": 4096,
+        "vocab_size": 512,
+        "multi_query": True,
+        "torch_dtype": "float32",
+    },
+    "T5": T5,
+    "Mixtral": {
+        **LLAMA,
+        "model_type": "mixtral",
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+}
+WIDE = {"longest_sequence": 250, "most_new_tokens": 100, "most_requests": 4000}
+NARROW = {"longest_sequence": 16, "most_new_tokens": 8, "most_requests": 48}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One search."""
+
+    llm: str
+    search: str
+    weight: int
+    probe_count: int
+    step_count: int
+    seconds: float
+
+
+def spec_of(name: str, *, memory_mib: float, precision: float, limits: dict[str, int]) -> TuningSpec:
+    """Return a tuning of one architecture under a limit."""
+    return TuningSpec(
+        config_json=json.dumps(LLMS[name]),
+        llm_name=name,
+        probe=ProbeKind.CPU,
+        server=Server.TGI,
+        gpu_memory_bytes=round(memory_mib * 2**20),
+        reserved_bytes=0,
+        precision_name="fp32",
+        precision=precision,
+        prefill_limit=None,
+        soak_steps=0,
+        **limits,
+    )
+
+
+async def guided(name: str, spec: TuningSpec) -> Row:
+    """Tune as the product does."""
+    started, steps = time.perf_counter(), 0
+    async with aclosing(TuningRun(spec).events()) as events:
+        async for event in events:
+            if isinstance(event, ProbeEnded):
+                steps += len(event.probe.runs)
+            if isinstance(event, TuningEnded):
+                return Row(
+                    llm=name,
+                    search="ours",
+                    weight=event.result.max_batch_weight,
+                    probe_count=len(event.result.probes),
+                    step_count=steps,
+                    seconds=time.perf_counter() - started,
+                )
+    raise AssertionError("a tuning that ends gives a result")
+
+
+async def plain(name: str, spec: TuningSpec) -> Row:
+    """Halve the range until it is settled, with the same corner cases in their own order."""
+    started, steps, count = time.perf_counter(), 0, 0
+    plan = plan_of(spec)
+    problem = plan.problem
+    async with open_probe(plan) as prober:
+        low, high = problem.lowest, problem.highest + problem.granule
+        while high - low > problem.granule and not problem.is_settled(low, high):
+            middle = max(problem.down((low + high) // 2), low + problem.granule)
+            passed, ran = await probe(prober, problem.cases(middle))
+            count, steps = count + 1, steps + ran
+            low, high = (middle, high) if passed else (low, middle)
+    return Row(
+        llm=name, search="plain", weight=low, probe_count=count, step_count=steps, seconds=time.perf_counter() - started
+    )
+
+
+async def probe(prober: Prober, cases: "tuple[Batch, ...] | list[Batch]") -> tuple[bool, int]:
+    """Run cases until one fails; returns whether none did, and how many ran."""
+    count, passed = 0, True
+    async with aclosing(prober.run(cases)) as runs:
+        async for run in runs:
+            count += 1
+            passed = run.outcome is Outcome.PASSED
+    return passed, count
+
+
+def every_maximal_batch(limits: Limits, weight: int) -> list[Batch]:
+    """Return the corners of a weight, and for every number of requests the longest prefill and decode batch."""
+    batches = list(corner_batches(limits, weight))
+    for most in range(1, limits.most_requests + 1):
+        batches += corner_batches(replace(limits, most_requests=most), weight)
+    return list({replace(batch, case=""): batch for batch in batches}.values())
+
+
+async def truth(spec: TuningSpec) -> tuple[int, int]:
+    """Probe every weight of the range; returns the largest below which all passed, and the steps it took."""
+    plan, steps = plan_of(spec), 0
+    problem = plan.problem
+    largest = 0
+    async with open_probe(plan) as prober:
+        for weight in range(problem.lowest, problem.highest + 1, problem.granule):
+            passed, ran = await probe(prober, every_maximal_batch(plan.limits, weight))
+            steps += ran
+            if not passed:
+                break
+            largest = weight
+    return largest, steps
+
+
+async def search_table(names: list[str]) -> None:
+    """Print probes of both searches over a million weights."""
+    print("| LLM | limit MiB | ours: weight | probes | steps | s | plain: weight | probes | steps | s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    counts: list[int] = []
+    for name in names:
+        for memory_mib in (100, 300, 900):
+            spec = spec_of(name, memory_mib=memory_mib, precision=0.01, limits=WIDE)
+            ours, theirs = await guided(name, spec), await plain(name, spec)
+            counts.append(ours.probe_count)
+            cells = (
+                f"{row.weight:,} | {row.probe_count} | {row.step_count} | {row.seconds:.1f}" for row in (ours, theirs)
+            )
+            print(f"| {name} | {memory_mib} | {' | '.join(cells)} |", flush=True)
+    print(f"median of ours: {statistics.median(counts)}, most: {max(counts)}")
+
+
+async def truth_table(names: list[str]) -> None:
+    """Print the weight that was found beside the largest that every maximal batch passed."""
+    print("| LLM | limit MiB | largest safe weight | steps | found | below by % |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        weights = plan_of(spec_of(name, memory_mib=1000, precision=0.01, limits=NARROW)).predict.weight_bytes
+        memory_mib = weights / 2**20 + 1.5
+        spec = spec_of(name, memory_mib=memory_mib, precision=0.01, limits=NARROW)
+        largest, steps = await truth(spec)
+        ours = await guided(name, spec)
+        below = 100 * (1 - ours.weight / largest) if largest else 0.0
+        print(f"| {name} | {memory_mib:.1f} | {largest:,} | {steps:,} | {ours.weight:,} | {below:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", action="store_true")
+    parser.add_argument("--llm", nargs="*", choices=list(LLMS), default=list(LLMS))
+    arguments = parser.parse_args()
+    asyncio.run((truth_table if arguments.truth else search_table)(arguments.llm))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The analytic probe: batches are run by arithmetic."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Self
+
+from llmpilot_perfmodel.llm_config import LlmConfig
+from llmpilot_perfmodel.step_memory.batch import Batch, Execution
+from llmpilot_tuner.domain.plan import Prediction, prediction
+from llmpilot_tuner.domain.probing import CaseRun, Outcome, ProbeFacts, ProbeKind
+from llmpilot_tuner.domain.spec import TuningSpec
+
+
+class AnalyticProber:
+    """Says of every batch what the formulas say."""
+
+    def __init__(
+        self, spec: TuningSpec, config: LlmConfig, execution: Execution, predict: Prediction | None = None
+    ) -> None:
+        self._capacity_bytes = spec.capacity_bytes
+        self._predict = predict or prediction(config, execution, config.precision)
+
+    async def __aenter__(self) -> Self:
+        """Return itself: there is nothing to load."""
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Leave nothing behind."""
+
+    @property
+    def facts(self) -> ProbeFacts:
+        """What the formulas are of."""
+        return ProbeFacts(
+            kind=ProbeKind.ANALYTIC,
+            device="formulas",
+            capacity_bytes=self._capacity_bytes,
+            weight_bytes=round(self._predict.weight_bytes),
+            versions=(("formulas", "1"),),
+            notes=("nothing was run: workspaces inside kernels and pieces of the allocator are not in the formulas",),
+        )
+
+    async def run(self, batches: Sequence[Batch], *, soak: bool = False) -> AsyncGenerator[CaseRun, None]:  # noqa: ARG002 formulas do not change
+        """Yield a run for each batch, and end after the first that is too large."""
+        for batch in batches:
+            peak_bytes = round(self._predict(batch))
+            passed = peak_bytes <= self._capacity_bytes
+            yield CaseRun(
+                batch=batch,
+                outcome=Outcome.PASSED if passed else Outcome.OUT_OF_MEMORY,
+                peak_bytes=peak_bytes,
+                live_before_bytes=round(self._predict.weight_bytes),
+                message="" if passed else f"{peak_bytes:,} bytes are more than {self._capacity_bytes:,}",
+            )
+            if not passed:
+                return

@@ -1,0 +1,333 @@
+"""Tunes an inference server itself, with at most two starts of it.
+
+The first start has the weight that the formulas predict, or that the server itself takes. Where a corner case runs out
+of memory and the server lives on, smaller weights are tried on it at once: their corner cases are batches that it
+admits as well. The second start then verifies what was found, in a process that has never run out of memory.
+
+Invariant: the weight that is returned is one at which every corner case was answered.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+from llmpilot_contracts.errors import InvalidInputError
+from llmpilot_perfmodel.llm_config import LlmConfig
+from llmpilot_perfmodel.precision import PRECISIONS
+from llmpilot_perfmodel.sizes import llm_work
+from llmpilot_perfmodel.step_memory.batch import Batch, Layout
+from llmpilot_tuner.domain.corners import corner_batches
+from llmpilot_tuner.domain.events import (
+    RunEvent,
+    TuningEnded,
+    TuningStarted,
+)
+from llmpilot_tuner.domain.limits import Limits
+from llmpilot_tuner.domain.plan import predicted_weight as predicted_weight_of
+from llmpilot_tuner.domain.probing import (
+    NoSafeWeightError,
+    ProbeError,
+    ProbeFacts,
+    ProbeKind,
+)
+from llmpilot_tuner.domain.result import TuningResult
+from llmpilot_tuner.domain.search import Problem, Search, plain_probe_count
+from llmpilot_tuner.domain.servers import Server, WeightDefinition
+from llmpilot_tuner.domain.spec import TuningSpec
+from llmpilot_tuner.domain.verdict import curve, headroom
+from llmpilot_tuner.server_probe.evidence import lower_weight
+from llmpilot_tuner.server_probe.probes import Emit, ServerProbes
+from llmpilot_tuner.server_probe.prompts import Prompts
+from llmpilot_tuner.server_probe.session import (
+    Session,
+    StartOutOfMemoryError,
+    running_server,
+    started_server,
+    target_violations,
+)
+
+_LEAST_PRECISION = 0.01
+"""Finer steps are not worth the time of a real server."""
+_NOT_MEASURED = "a server does not say how much memory a request took: headroom is by prediction"
+
+
+async def server_events(
+    spec: TuningSpec,
+    config: LlmConfig,
+    limits: Limits,
+    *,
+    predict: Callable[[Batch], float],
+    predicted_weight: int,
+) -> AsyncIterator[RunEvent]:
+    """Tune, and say what happens; ends with TuningEnded.
+
+    Raises InvalidInputError, PreconditionError, ProbeError and NoSafeWeightError. A server that was started has ended
+    when this is closed or cancelled.
+    """
+    if violations := target_violations(spec):
+        raise InvalidInputError(violations)
+    events: asyncio.Queue[RunEvent | None] = asyncio.Queue()
+    tuning = _ServerTuning(
+        spec, config, limits, predict=predict, predicted_weight=predicted_weight, emit=events.put_nowait
+    )
+
+    async def run() -> None:
+        try:
+            await tuning.run()
+        finally:
+            events.put_nowait(None)
+
+    # A task of its own, because a generator that is left between two events must not leave a server behind.
+    task = asyncio.create_task(run())
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+class _ServerTuning:
+    def __init__(
+        self,
+        spec: TuningSpec,
+        config: LlmConfig,
+        limits: Limits,
+        *,
+        predict: Callable[[Batch], float],
+        predicted_weight: int,
+        emit: Emit,
+    ) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._emit = emit
+        precision = PRECISIONS[spec.precision_name] if spec.precision_name else config.precision
+        self._weight_bytes = int(llm_work(config, spec.gpu_count, precision).weight_bytes)
+        self._predict = predict
+        self._problem = self._problem_of(limits)
+        self._predicted = predicted_weight
+        self._prompts = Prompts(vocabulary_size=config.spec.vocabulary_size, seed=spec.seed)
+        self._probes = ServerProbes(self._problem, limits, soak_steps=spec.soak_steps, emit=emit)
+        self._facts: ProbeFacts | None = None
+        self._started_seconds = time.monotonic()
+
+    async def run(self) -> None:
+        """Tune and emit every event."""
+        is_started_here = self._spec.target is not None and bool(self._spec.target.command)
+        weight, limit = await (self._tune_started() if is_started_here else self._tune_running())
+        self._emit(TuningEnded(result=self._result(weight, limit)))
+
+    def _problem_of(self, limits: Limits) -> Problem:
+        granule = self._spec.granule
+        return Problem(
+            lowest=-(-limits.lowest_weight // granule) * granule,
+            highest=max(limits.highest_weight, limits.lowest_weight + granule) // granule * granule,
+            granule=granule,
+            precision=max(self._spec.precision, _LEAST_PRECISION),
+            capacity_bytes=self._spec.capacity_bytes,
+            cases=lambda weight: corner_batches(limits, weight),
+            predict=self._predict,
+            weight_bytes=self._weight_bytes,
+        )
+
+    def _half_sequence_weight(self) -> int | None:
+        limits = self._limits
+        half = replace(
+            limits,
+            longest_sequence=limits.longest_sequence // 2,
+            most_new_tokens=max(1, limits.most_new_tokens // 2),
+        )
+        return None if half.violations() else predicted_weight_of(self._problem_of(half))
+
+    @property
+    def _has_pool(self) -> bool:
+        """Whether the server sets its whole cache aside at its start, whatever the batch."""
+        rules = self._limits.rules
+        return rules.layout is Layout.PACKED and not rules.merges_batches
+
+    async def _tune_started(self) -> tuple[int, str]:
+        problem = self._problem
+        first = min(max(problem.down(self._predicted), problem.lowest), problem.highest)
+        passed: int | None = None
+        why = "the largest that the first start passed"
+        try:
+            async with started_server(self._spec, self._limits, self._prompts, first) as server:
+                weight, limit = self._in_force(server, first)
+                if await self._probes.probe(server, weight, "first start", is_final=True):
+                    passed, room = weight, self._room(server, weight)
+                    if room is None:
+                        return weight, limit
+                    second, why = room, "the server counts more memory than it was given"
+                else:
+                    second = await self._lower(server, weight)
+        except StartOutOfMemoryError as error:
+            self._probes.note(f"no start with a weight of {first:,}: {error}")
+            facts = error.log_facts
+            second = self._below(first, missing=facts.missing_bytes, room_tokens=facts.room_tokens)
+            why = "less than what the server could not start with"
+        self._probes.note(f"second and last start with a weight of {second:,}: {why}")
+        try:
+            async with started_server(self._spec, self._limits, self._prompts, second) as server:
+                return await self._verify(server, second, passed)
+        except StartOutOfMemoryError as error:
+            if passed is not None:
+                self._probes.note(f"no start with a weight of {second:,} after all: {error}")
+                return passed, "memory"
+            raise ProbeError(
+                f"the server could start neither with a weight of {first:,} nor with {second:,}: {error}; see that "
+                "nothing else uses the GPU, or lower the limits"
+            ) from error
+
+    async def _verify(self, server: Session, second: int, passed: int | None) -> tuple[int, str]:
+        """Return what the second start shows; passed: what the first one did."""
+        weight, _ = self._in_force(server, second)
+        if weight > second and any(not probe.passed and probe.weight <= weight for probe in self._probes.probes):
+            raise ProbeError(
+                f"the server keeps to a weight of {weight:,} although it was told {second:,}, and it ran out of memory "
+                'with that: put "{weight}" or a setting where its command says how large the batch may be'
+            )
+        if await self._probes.probe(server, weight, "second start", is_final=True):
+            return weight, "memory"
+        self._probes.lowered_from.append(weight)
+        if passed is not None and passed < weight:
+            self._probes.note(f"{weight:,} ran out of memory: {passed:,}, which the first start passed, is the result")
+            return passed, "memory"
+        if not self._has_pool:
+            found = await self._probes.search_on(server, weight)
+            if found is not None:
+                self._probes.note(
+                    f"{found:,} was passed by a server that was started with {weight:,}; no start was left to verify it"
+                )
+                return found, "memory"
+        tried = ", ".join(f"{probe.weight:,}" for probe in self._probes.probes)
+        raise ProbeError(
+            f"the server ran out of memory in both starts (weights {tried}): see that nothing else uses the GPU, then "
+            "tune again with less memory per GPU, which lowers the first weight"
+        )
+
+    async def _tune_running(self) -> tuple[int, str]:
+        async with running_server(self._spec, self._limits, self._prompts) as server:
+            weight, limit = self._in_force(server, None)
+            self._probes.note("the server was running: only what it is set to was verified, nothing larger")
+            if await self._probes.probe(server, weight, "what the server is set to", is_final=True):
+                return weight, limit
+            found = None if self._has_pool else await self._probes.search_on(server, weight)
+            if found is None:
+                lower = self._below(weight, missing=self._probes.missing_bytes(server))
+                raise ProbeError(
+                    f"the server runs out of memory at the weight of {weight:,} that it is set to: start it with less; "
+                    f"{lower:,} may do, which nothing has verified"
+                )
+            self._probes.note(f"the server runs out of memory at {weight:,}: start it again with {found:,}")
+            return found, "memory"
+
+    def _in_force(self, server: Session, told: int | None) -> tuple[int, str]:
+        """Return the weight that the server keeps to, within the limits, and why it is no larger."""
+        self._say_started(server)
+        problem = self._problem
+        stated = server.facts.weight or server.log_facts.weight
+        if stated is not None and stated < problem.lowest:
+            raise NoSafeWeightError(
+                f"the server has room for {stated:,} tokens, one longest request has {problem.lowest:,}: lower "
+                "longest_sequence, or give it more memory"
+            )
+        if stated is None:
+            weight = self._predicted if told is None else told
+            if told is None:
+                self._probes.note(
+                    f"the server does not say what it is set to: {weight:,} is by prediction, it may admit less"
+                )
+        else:
+            weight = stated
+            if told is not None and problem.down(stated) != told:
+                self._probes.note(f"the server was told a weight of {told:,} and keeps to {stated:,}")
+        limit = "the server's own count of its memory" if stated is not None and stated != told else "memory"
+        weight = max(problem.lowest, problem.down(weight))
+        return (problem.highest, "limits") if weight >= problem.highest else (weight, limit)
+
+    def _say_started(self, server: Session) -> None:
+        if self._facts is not None:
+            return
+        facts = server.facts
+        notes = [_NOT_MEASURED]
+        if self._limits.rules.server is Server.TGI:
+            notes.append("TGI may read requests that arrive together in several prefills, smaller than the corner's")
+            if self._limits.prompt_logprobs:
+                notes.append("TGI streams no log-probabilities of inputs: those cases ran without")
+        self._facts = ProbeFacts(
+            kind=ProbeKind.SERVER,
+            device=self._spec.gpu_name or "the server's own",
+            capacity_bytes=self._spec.capacity_bytes,
+            weight_bytes=server.log_facts.weight_bytes or self._weight_bytes,
+            versions=tuple(
+                (name, text) for name, text in ((facts.name, facts.version), ("model", facts.model)) if text
+            ),
+            notes=tuple(notes),
+        )
+        self._emit(
+            TuningStarted(
+                facts=self._facts,
+                lowest_weight=self._problem.lowest,
+                highest_weight=self._problem.highest,
+                predicted_weight=self._predicted,
+            )
+        )
+
+    async def _lower(self, server: Session, weight: int) -> int:
+        """Return what to start the server with after it ran out of memory at a weight."""
+        if not self._has_pool:
+            found = await self._probes.search_on(server, weight)
+            if found is not None:
+                return found
+        return self._below(weight, missing=self._probes.missing_bytes(server))
+
+    def _below(self, failed: int, *, missing: int | None, room_tokens: int | None = None) -> int:
+        if failed <= self._problem.lowest:
+            raise NoSafeWeightError(
+                f"not even a maximum batch weight of {failed:,}, one longest request, is safe: lower longest_sequence, "
+                "or give the LLM more memory or more GPUs"
+            )
+        return lower_weight(self._problem, failed, missing_bytes=missing, room_tokens=room_tokens)
+
+    def _room(self, server: Session, weight: int) -> int | None:
+        """Return the larger weight that the server itself counts memory for; None: no evidence of one."""
+        ratio = server.log_facts.room_ratio
+        if ratio is None:
+            return None
+        room = min(self._problem.highest, self._problem.down(weight * ratio))
+        return room if room >= weight * (1 + self._problem.precision) else None
+
+    def _margin(self, weight: int) -> int:
+        """Return what of a weight no decode step had at once: that part was admitted, but is not proven.
+
+        A server that sets its cache aside at its start has all of it in memory, whoever uses it.
+        """
+        held = self._problem.down(self._probes.most_held(weight))
+        is_counted = self._limits.rules.weight_definition is WeightDefinition.TOKENS and not self._has_pool
+        if not is_counted or not self._problem.lowest <= held < weight:
+            return 0
+        self._probes.note(f"{held:,} of {weight:,} tokens were there at once: the rest is taken off")
+        return weight - held
+
+    def _result(self, weight: int, limit: str) -> TuningResult:
+        assert self._facts is not None  # noqa: S101 a server answered, or nothing was found
+        search = Search(self._problem, self._probes.probes)
+        runs = [run for probe in self._probes.probes if probe.weight == weight for run in probe.runs]
+        margin = self._margin(weight)
+        return TuningResult(
+            max_batch_weight=weight - margin,
+            limit=limit,
+            facts=self._facts,
+            probes=tuple(self._probes.probes),
+            plain_probe_count=plain_probe_count(self._problem),
+            headroom=headroom(search, weight - margin, runs),
+            soak=self._probes.soak,
+            margin_weight=margin,
+            curve=curve(search, weight - margin),
+            half_sequence_weight=self._half_sequence_weight(),
+            predicted_weight=self._predicted,
+            elapsed_seconds=time.monotonic() - self._started_seconds,
+            notes=tuple(self._probes.notes),
+        )

@@ -1,0 +1,138 @@
+"""Steps that run one after another in the worker itself, on a device whose memory can be read.
+
+Invariant: a batch is only run from the state that the warm-up left; what has drifted from it by more than the tolerance
+is said, and not run on.
+"""
+
+import gc
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from llmpilot_perfmodel.step_memory.batch import Batch
+from llmpilot_tuner.domain.probing import Outcome
+from llmpilot_tuner.probes.worker_messages import CaseFailed, CaseResult, Drifted
+from llmpilot_tuner.torch_worker.failures import Failure, FailureKind, classify_exception
+from llmpilot_tuner.torch_worker.serving import CaseAnswer, clipped
+
+DRIFT_TOLERANCE_BYTES = 1 << 20
+"""Handles and tables that libraries make for a new shape."""
+
+
+class RunsSteps(Protocol):
+    """What of a `StepRunner` is needed here."""
+
+    def run(self, batch: Batch) -> None:
+        """Run a step and free what it took."""
+
+
+class Gauge(Protocol):
+    """The memory of a device."""
+
+    @property
+    def live_bytes(self) -> int:
+        """What tensors have now."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most that tensors had since the reset."""
+
+    @property
+    def reserved_bytes(self) -> int | None:
+        """Most that the allocator held since the reset, and what was allocated beside it; None: not known."""
+
+    def reset_peak(self) -> None:
+        """Count peaks from now."""
+
+    def give_back(self) -> None:
+        """Give memory that is held and not used back to the system."""
+
+    def await_step(self) -> None:
+        """Wait until the device has done all work; raises what went wrong."""
+
+    def problem(self) -> str:
+        """Return why what was read must not be believed; empty: nothing."""
+
+
+class InProcess:
+    """Runs batches and reads the gauge."""
+
+    def __init__(self, runner: RunsSteps, gauge: Gauge, *, capacity_bytes: int) -> None:
+        self._runner = runner
+        self._gauge = gauge
+        self._capacity_bytes = capacity_bytes
+        self._baseline_bytes = 0
+
+    def warm_up(self, batches: Sequence[Batch]) -> None:
+        """Run batches that nobody asked for; what is alive then is the baseline."""
+        for batch in batches:
+            self._runner.run(batch)
+            self._gauge.await_step()
+        self._clean()
+        self._baseline_bytes = self._gauge.live_bytes
+
+    def run(self, batches: Sequence[Batch], *, soak: bool) -> Iterator[CaseAnswer]:
+        """Run batches in turn; in a soak nothing is given back between them, and a drift is only reported."""
+        for index, batch in enumerate(batches):
+            if not soak:
+                self._clean()
+                live_bytes = self._gauge.live_bytes
+                if live_bytes > self._baseline_bytes + DRIFT_TOLERANCE_BYTES:
+                    yield Drifted(index=index, live_bytes=live_bytes, baseline_bytes=self._baseline_bytes)
+                    return
+            answer = self._case(index, batch)
+            yield answer
+            if isinstance(answer, CaseFailed) or answer.outcome is not Outcome.PASSED:
+                return
+
+    def _case(self, index: int, batch: Batch) -> CaseResult | CaseFailed:
+        live_bytes = self._gauge.live_bytes
+        self._gauge.reset_peak()
+        begin = time.perf_counter()
+        failure = self._failure_of(batch)
+        seconds = time.perf_counter() - begin
+        if failure is not None and failure.kind is FailureKind.OTHER:
+            return CaseFailed(index=index, message=clipped(failure.message))
+        peak_bytes, reserved_bytes = self._gauge.peak_bytes, self._gauge.reserved_bytes
+        message = failure.message if failure is not None else ""
+        if problem := self._gauge.problem():
+            return CaseFailed(index=index, message=problem)
+        if failure is None and reserved_bytes is not None and reserved_bytes > self._capacity_bytes:
+            message = f"with what was allocated beside PyTorch the step took {reserved_bytes:,} bytes"
+        if failure is not None:
+            self._clean()
+        return CaseResult(
+            index=index,
+            outcome=Outcome.OUT_OF_MEMORY if message else Outcome.PASSED,
+            peak_bytes=peak_bytes,
+            reserved_bytes=reserved_bytes,
+            live_before_bytes=live_bytes,
+            seconds=seconds,
+            message=clipped(message),
+        )
+
+    def _failure_of(self, batch: Batch) -> Failure | None:
+        try:
+            self._runner.run(batch)
+            self._gauge.await_step()
+        except BaseException as error:  # noqa: BLE001 the prober is told, whatever it is
+            failure = classify_exception(error)
+            if failure.kind is FailureKind.OTHER:
+                traceback.print_exception(error)
+            release(error)
+            return failure
+        return None
+
+    def _clean(self) -> None:
+        gc.collect()
+        self._gauge.give_back()
+
+
+def release(error: BaseException) -> None:
+    """Let go of the tensors that the frames of an exception hold, and of those it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
