@@ -17,7 +17,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ LLMS: dict[str, dict[str, object]] = {
 }
 SHAPES = ((1, 512), (4, 192), (13, 61), (50, 10))
 LARGE_ERROR = 0.1
-DTYPES = {"float32": 32, "bfloat16": 16}
+DTYPES = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def main(names: list[str]) -> None:
@@ -110,11 +110,12 @@ class Row:
     """One step, or the weights."""
 
     llm: str
-    execution: Execution | None
     dtype: str
     step: str
-    formula_bytes: float
-    real_bytes: int
+    execution: Execution | None = None
+    """None: the weights, which all have in common."""
+    formula_bytes: float = 0
+    real_bytes: int = 0
     tensor_bytes: int | None = None
 
     @property
@@ -140,52 +141,35 @@ def compare(name: str, dtype: str) -> Iterator[Row]:
     text = json.dumps(LLMS[name] | {"torch_dtype": dtype})
     config = parse_llm(text)
     layouts = [Layout.PADDED] if config.spec.is_encoder_decoder else list(Layout)
-    shown = False
     for layout in layouts:
         for attention in Attention:
             execution = Execution(layout=layout, attention=attention, activation_bits=DTYPES[dtype])
             runner = StepRunner(config_json=text, model_folder=None, execution=execution, device="cpu")
             runner.load()
-            if not shown:
-                weight_bytes = step_memory(config, Batch(case="idle"), execution).weight_bytes
-                yield Row(
-                    llm=name,
-                    execution=None,
-                    dtype=dtype,
-                    step="weights",
-                    formula_bytes=weight_bytes,
-                    real_bytes=runner.weight_bytes,
-                )
-                shown = True
+            if layout is layouts[0] and attention is Attention.FUSED:
+                yield weights_row(name, dtype, config, execution, runner)
             for step, batch in steps():
-                yield _row(name, dtype, step, batch, config=config, execution=execution, runner=runner)
+                yield step_row(
+                    Row(llm=name, dtype=dtype, execution=execution, step=step), config, execution, batch, runner
+                )
 
 
-def _row(
-    name: str, dtype: str, step: str, batch: Batch, *, config: LlmConfig, execution: Execution, runner: StepRunner
-) -> Row:
+def weights_row(name: str, dtype: str, config: LlmConfig, execution: Execution, runner: StepRunner) -> Row:
+    """Compare the weights."""
+    formula_bytes = step_memory(config, Batch(case="idle"), execution).weight_bytes
+    return Row(llm=name, dtype=dtype, step="weights", formula_bytes=formula_bytes, real_bytes=runner.weight_bytes)
+
+
+def step_row(row: Row, config: LlmConfig, execution: Execution, batch: Batch, runner: StepRunner) -> Row:
+    """Compare a step."""
     memory = step_memory(config, batch, execution)
-    row = Row(
-        llm=name,
-        execution=execution,
-        dtype=dtype,
-        step=step,
-        formula_bytes=memory.total_bytes - memory.weight_bytes,
-        real_bytes=allocated_bytes(lambda: runner.run(batch)),
-    )
-    if abs(row.error) <= LARGE_ERROR:
-        return row
+    formula_bytes = memory.total_bytes - memory.weight_bytes
+    real_bytes = allocated_bytes(lambda: runner.run(batch))
+    found = replace(row, formula_bytes=formula_bytes, real_bytes=real_bytes)
+    if abs(found.error) <= LARGE_ERROR:
+        return found
     weights = [*runner.loaded.model.parameters(), *runner.loaded.model.buffers()]
-    tensor_bytes = stored_bytes(lambda: runner.run(batch), weights)
-    return Row(
-        llm=name,
-        execution=execution,
-        dtype=dtype,
-        step=step,
-        formula_bytes=row.formula_bytes,
-        real_bytes=row.real_bytes,
-        tensor_bytes=tensor_bytes,
-    )
+    return replace(found, tensor_bytes=stored_bytes(lambda: runner.run(batch), weights))
 
 
 def steps() -> Iterator[tuple[str, Batch]]:
@@ -231,12 +215,13 @@ def _quiet() -> Iterator[None]:
 
 def stored_bytes(run: Callable[[], None], weights: list[Any]) -> int:
     """Return the most bytes that tensors had at once, weights not counted."""
-    with _Storages(weights) as storages:
+    storages = _Storages(weights)
+    with storages:
         run()
     return storages.most
 
 
-class _Storages(TorchDispatchMode):
+class _Storages(TorchDispatchMode):  # type: ignore[misc]
     """Counts storages from the operation that makes them until nothing refers to them."""
 
     def __init__(self, weights: list[Any]) -> None:

@@ -74,8 +74,8 @@ def test_a_note_of_a_platform_that_does_not_serve_is_ignored(state_dir: Path) ->
 
 def test_a_service_that_nobody_installed_is_not_found() -> None:
     with (
-        pytest.raises(NotFoundError, match=r"service 'tuner' not found; installed services: .*recommender"),
-        _local_platform().address_of("tuner"),
+        pytest.raises(NotFoundError, match=r"service 'autoscaler' not found; installed services: .*recommender"),
+        _local_platform().address_of("autoscaler"),
     ):
         pass
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from llmpilot_tuner.outputs.report import read_report
 
 DEADLINE_SECONDS = 60
 TINY_LLMS: dict[str, str] = runpy.run_path(str(Path(__file__).with_name("tiny_llms.py")))["TINY_LLMS"]
-LLAMA = ("--config", "llama-3.1-8b", "--gpu", "1xA100-40GB")
-ENDLESS = ("--probe", "cpu", "--gpu-memory", "60MB", "--longest-sequence", "256", "--max-requests", "64")
+LLAMA = ("--config", "llama-3.1-8b", "--gpu", "1xA100-40GB", "--max-requests", "32")
+ENDLESS = ("--probe", "cpu", "--gpu-memory", "60MB", "--longest-sequence", "32", "--max-requests", "4")
 """Its final verdict would take hours."""
 
 
@@ -85,7 +86,7 @@ def test_what_was_predicted_is_not_called_measured() -> None:
 def test_the_same_command_has_its_answer_at_once_and_another_one_has_not(tmp_path: Path) -> None:
     first = tune(*LLAMA, "--cache", str(tmp_path / "kept"))
     second = tune(*LLAMA, "--cache", str(tmp_path / "kept"))
-    other = tune(*LLAMA, "--cache", str(tmp_path / "kept"), "--max-requests", "64")
+    other = tune(*LLAMA, "--cache", str(tmp_path / "kept"), "--granule", "64")
     assert "found before" not in first.stderr
     assert "found before" in second.stderr
     assert second.stdout == first.stdout
@@ -129,16 +130,21 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "limits that contradict each other": (
         (*LLAMA, "--longest-sequence", "10", "--max-new-tokens", "10"),
         2,
-        "--max-new",
+        "--max-new-tokens: must be < --longest-sequence 10",
     ),
     "an LLM larger than its GPU": (
         ("--config", "llama-3.1-70b", "--gpu-memory", "24GiB"),
         1,
         "108.30 GiB too little; 8 GPUs",
     ),
+    "no room for one request": (
+        ("--config", "llama-3.1-8b", "--gpu-memory", "15.9GiB"),
+        1,
+        "lower --longest-sequence",
+    ),
     "a file that is a folder": ((*LLAMA, "--report", "/"), 2, "--report: / is a folder"),
     "a file in no folder": ((*LLAMA, "--html", "/nonexistent/r.html"), 2, "--html: /nonexistent is no folder"),
-    "one file for two": ((*LLAMA, "--html", "/tmp/one", "--report", "/tmp/one"), 2, "is the file of"),
+    "one file for two": ((*LLAMA, "--html", "one", "--report", "one"), 2, "is the file of"),
     "a cache that is no folder": ((*LLAMA, "--cache", "/dev/null"), 1, "cannot be made a folder"),
     "a server nobody knows": ((*LLAMA, "--server", "triton"), 2, "triton"),
     "no server to probe": ((*LLAMA, "--probe", "server"), 2, "--url: is needed"),
@@ -160,7 +166,7 @@ def test_without_pytorch_the_error_says_what_to_do_and_formulas_still_work() -> 
         told, complaints = process.communicate(timeout=DEADLINE_SECONDS)
         assert (process.returncode, told) == (1, "")
         assert "llm-pilot-tuner[torch]" in complaints
-        assert "--probe analytic" in complaints or "analytic" in complaints
+        assert "--probe analytic" in complaints
     with started(*LLAMA, script=script) as process:
         process.communicate(timeout=DEADLINE_SECONDS)
         assert process.returncode == 0
@@ -172,9 +178,9 @@ def test_an_architecture_that_pytorch_cannot_build_is_said_so(tmp_path: Path) ->
     config = json.loads(TINY_LLMS["llama-gqa"]) | {"model_type": "llama-of-mars", "architectures": ["MarsForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = tune("--config", str(tmp_path), "--gpu-memory", "1GB", "--probe", "dry")
-    assert result.exit_code in {1, 2}
-    assert "llama-of-mars" in result.stderr
-    assert "Traceback" not in result.stderr.splitlines()[-1]
+    assert result.exit_code == 2
+    assert "does not build a 'llama-of-mars'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def in_final_verdict(process: subprocess.Popen[str]) -> list[str]:
@@ -202,7 +208,7 @@ def test_ctrl_c_leaves_no_worker_and_keeps_the_probes(number: signal.Signals, tm
         told, complaints = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130
     probe_count = sum(line.startswith("weight ") for line in lines)
-    assert f"{probe_count} probes kept in {kept}" in complaints
+    assert re.search(f"{probe_count} probes? kept in {re.escape(str(kept))}", complaints)
     assert "the same command goes on from there" in complaints
     assert told == ""
     assert "Traceback" not in complaints
@@ -269,7 +275,7 @@ def test_the_simulator_starts_with_the_file(tmp_path: Path) -> None:
                     break
             else:
                 pytest.fail(f"ended before it listened: {lines}")
-            with urlopen(f"{found[0]}/health", timeout=DEADLINE_SECONDS) as answer:
+            with urlopen(f"{found[0]}/health", timeout=DEADLINE_SECONDS) as answer:  # noqa: S310 this machine
                 assert answer.status == 200
         finally:
             process.terminate()
@@ -281,8 +287,9 @@ def test_the_simulator_starts_with_the_file(tmp_path: Path) -> None:
 def test_a_terminal_is_shown_a_bar_and_the_same_lines(tmp_path: Path) -> None:
     """`script` gives the command a terminal."""
     command = f"{sys.executable} -m llmpilot_console tune {' '.join(LLAMA)}"
+    script = shutil.which("script") or pytest.skip("there is no `script`")
     told = subprocess.run(
-        ["script", "-qec", command, str(tmp_path / "typescript")],
+        [script, "-qec", command, str(tmp_path / "typescript")],
         env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
         capture_output=True,
         text=True,

@@ -18,9 +18,9 @@ OUT_OF_MEMORY, OTHER = FailureKind.OUT_OF_MEMORY, FailureKind.OTHER
 
 MEMORY_TEXTS = [
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of "
-    "which 1.20 GiB is free. Process 4 has 77.90 GiB memory in use. 24.00 GiB allowed; Of the allocated memory 3.00 GiB",
+    "which 1.20 GiB is free. Process 4 has 77.90 GiB memory in use. 24.00 GiB allowed; Of the allocated memory 3 GiB",
     "OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 63.98 GiB",
-    "RuntimeError: CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "RuntimeError: CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other call",
     "AcceleratorError: CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the CUDA documentation",
     "RuntimeError: HIP error: out of memory",
     "RuntimeError: CUDA driver error: out of memory",
@@ -86,6 +86,17 @@ def test_any_other_failure_is_not(text: str) -> None:
     assert classify(text).kind is OTHER
 
 
+@pytest.mark.parametrize("text", [text for text in MEMORY_TEXTS if "DefaultCPU" in text or "std::bad_alloc" in text])
+def test_beside_a_gpu_want_of_the_machines_own_memory_is_an_error(text: str) -> None:
+    failure = classify(text, on_gpu=True)
+    assert failure.kind is OTHER
+    assert "this machine's own memory" in failure.message
+
+
+def test_beside_a_gpu_want_of_its_memory_is_still_what_it_is() -> None:
+    assert classify(MEMORY_TEXTS[0], on_gpu=True).kind is OUT_OF_MEMORY
+
+
 def test_what_follows_a_broken_step_is_not_out_of_memory_though_it_says_so() -> None:
     text = "CUDA error: an illegal memory access was encountered\nterminate called ...\nCUDA error: out of memory"
     assert classify(text).kind is OTHER
@@ -101,23 +112,15 @@ def test_an_ambiguous_failure_says_what_to_look_at() -> None:
 
 
 def test_an_error_raised_from_a_failed_allocation_is_out_of_memory() -> None:
-    try:
-        try:
-            raise MemoryError
-        except MemoryError as cause:
-            raise ValueError("the layer could not be run") from cause
-    except ValueError as error:
-        assert classify_exception(error).kind is OUT_OF_MEMORY
+    error = ValueError("the layer could not be run")
+    error.__cause__ = MemoryError()
+    assert classify_exception(error).kind is OUT_OF_MEMORY
 
 
 def test_an_error_raised_while_a_failed_allocation_was_handled_is_its_own() -> None:
-    try:
-        try:
-            raise MemoryError
-        except MemoryError:
-            raise ValueError("a defect of the handler")  # noqa: B904 that is the point
-    except ValueError as error:
-        assert classify_exception(error).kind is OTHER
+    error = ValueError("a defect of the handler")
+    error.__context__ = MemoryError()
+    assert classify_exception(error).kind is OTHER
 
 
 def test_a_killed_process_is_out_of_memory_only_if_the_kernel_says_so() -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmpilot_perfmodel.step_memory.batch import Batch, Rows
@@ -92,6 +92,7 @@ def test_a_prediction_that_is_off_takes_few_probes(error: float) -> None:
 
 
 @settings(max_examples=300)
+@example(largest=198_290, power=2.0, ratio=12.0, offset=1.0, jitter=0)
 @given(
     largest=st.integers(LOWEST, 2 * HIGHEST),
     power=st.floats(0.3, 3),

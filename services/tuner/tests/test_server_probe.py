@@ -147,7 +147,7 @@ class Bench:
 
     def spec(self, command: tuple[str, ...] = (), **changes: object) -> TuningSpec:
         """Return a spec for it."""
-        wanted: dict[str, object] = {"start_seconds": 40.0}
+        wanted: dict[str, object] = {"start_seconds": 150.0}  # the simulator may have to compile first
         target = ServerTarget(url=self.url, command=command, **(wanted | _taken(changes, "start_seconds", "log_file")))  # type: ignore[arg-type]
         values: dict[str, object] = {
             "config_json": json.dumps(LLM),
@@ -305,14 +305,6 @@ def test_a_decode_case_is_there_at_once(running: Bench) -> None:
     assert int(reached[1].replace(",", "")) >= 0.97 * 2048
 
 
-def test_a_decode_case_is_there_at_once(running: Bench) -> None:
-    result = result_of(tune(running.spec(), 2048))
-    said = {run.batch.case: run.message for run in result.probes[0].runs}
-    reached = re.match(r"([\d,]+) of 2,048 tokens at once", said["decode_many"])
-    assert reached, said
-    assert int(reached[1].replace(",", "")) >= 0.97 * 2048
-
-
 def _await_http(url: str) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
@@ -350,7 +342,7 @@ def test_a_server_that_never_answers_is_ended_with_all_its_processes(bench: Benc
         time.sleep(1000)
     """
     with pytest.raises(ProbeTimeoutError, match=r"did not answer at http://127\.0\.0\.1:"):
-        tune(vllm.spec(vllm.counted(script), start_seconds=2.0), 4800)
+        tune(vllm.spec(vllm.counted(script), start_seconds=1.0), 4800)
     assert len(vllm.pids) == 2
 
 
@@ -358,8 +350,6 @@ def test_a_server_that_never_answers_is_ended_with_all_its_processes(bench: Benc
     ("fault", "server", "said"),
     [
         ("reject=503", Server.VLLM, "turns requests away"),
-        ("reject=429", Server.TGIS, "turns requests away"),
-        ("drop-after=1", Server.TGI, "the server failed"),
         ("reset-after=1", Server.VLLM, "the server failed"),
     ],
 )

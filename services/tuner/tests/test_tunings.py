@@ -22,7 +22,9 @@ from llmpilot_servicekit.nats_objects import NatsObjects
 from llmpilot_servicekit.nats_server import NatsServer, start_nats_server
 from llmpilot_servicekit.patience import patiently
 from llmpilot_tuner.conduct import Surroundings, event_id_of
+from llmpilot_tuner.domain.cache_key import cache_key
 from llmpilot_tuner.domain.events import CaseRan, Note, ProbeEnded, ProbeStarted, RunEvent, TuningEnded, TuningStarted
+from llmpilot_tuner.domain.probe_json import KeptProbe
 from llmpilot_tuner.domain.probing import CaseRun, Outcome, Probe, ProbeError, ProbeFacts, ProbeKind
 from llmpilot_tuner.domain.result import TuningResult
 from llmpilot_tuner.domain.spec import TuningSpec
@@ -46,6 +48,7 @@ SPEC = TuningSpec(
     most_requests=64,
 )
 FACTS = ProbeFacts(kind=ProbeKind.CPU, device="cpu", capacity_bytes=39 * GIB, weight_bytes=16 * 10**9)
+KEY = cache_key(SPEC, FACTS)
 BATCH = Batch(case="decode", decode=(Rows(request_count=1, input_tokens=10, output_tokens=1),), pool_tokens=11)
 WEIGHTS = (4096, 8192, 6144)
 Hold = Callable[[int], Awaitable[None]]
@@ -85,13 +88,14 @@ class Scripted:
 
     kept: Sequence[Probe]
     hold: Hold
+    facts: ProbeFacts
     closed: list[bool]
 
     async def events(self) -> AsyncGenerator[RunEvent, None]:
         """Probe."""
         probes = list(self.kept)
         try:
-            yield TuningStarted(facts=FACTS, lowest_weight=1024, highest_weight=65536, predicted_weight=6000)
+            yield TuningStarted(facts=self.facts, lowest_weight=1024, highest_weight=65536, predicted_weight=6000)
             for weight in WEIGHTS:
                 if weight in {probe.weight for probe in self.kept}:
                     continue
@@ -116,6 +120,7 @@ class Installation:
     cache: ResultCache
     hold: Hold = at_once
     broken: bool = False
+    facts: ProbeFacts = FACTS
     started: list[tuple[int, ...]] = field(default_factory=list)
     """The weights of the probes that each run was started with."""
     closed: list[bool] = field(default_factory=list)
@@ -131,7 +136,7 @@ class Installation:
         self.started.append(tuple(probe.weight for probe in kept))
         if self.broken:
             raise ZeroDivisionError
-        return Scripted(kept=kept, hold=self.hold, closed=self.closed)
+        return Scripted(kept=kept, hold=self.hold, facts=self.facts, closed=self.closed)
 
     async def create(self, tunings: Tunings, tuning_id: str) -> None:
         """Have a tuning made."""
@@ -151,7 +156,7 @@ class Installation:
         async with asyncio.timeout(LIMIT_SECONDS):
             while True:
                 history = await read_history(self.nats, tuning_id)
-                if tuple(probe.weight for probe in history.probes) == weights:
+                if tuple(kept.probe.weight for kept in history.probes) == weights:
                     return history
                 await asyncio.sleep(0.01)
 
@@ -249,6 +254,29 @@ def test_a_tuning_that_is_interrupted_goes_on_from_its_probes(start_nats: StartN
     asyncio.run(check())
 
 
+def test_probes_of_another_machine_do_not_count(start_nats: StartNats) -> None:
+    """Whoever takes over with another GPU probes the same weights again."""
+
+    async def check() -> None:
+        begun = asyncio.Event()
+        async with installation(start_nats().url) as here:
+            here.hold = holding(8192, begun)
+            async with running(here.tunings()) as tunings:
+                await here.create(tunings, "moved")
+                await begun.wait()
+                await tunings.finish()
+            here.hold, here.facts = at_once, replace(FACTS, device="another")
+            async with running(here.tunings()):
+                ended = await here.ended("moved")
+            history = await read_history(here.nats, "moved")
+        assert here.started == [(), (4096,), ()]
+        assert here.closed == [True, True, True]
+        assert (ended.state, ended.probe_count) == (State.SUCCEEDED, 3)
+        assert [kept.probe.weight for kept in history.probes] == [4096, 4096, 8192, 6144]
+
+    asyncio.run(check())
+
+
 def test_a_tuning_that_is_cancelled_closes_its_run_and_keeps_its_probes(start_nats: StartNats) -> None:
     async def check() -> None:
         begun = asyncio.Event()
@@ -262,7 +290,7 @@ def test_a_tuning_that_is_cancelled_closes_its_run_and_keeps_its_probes(start_na
             history = await read_history(here.nats, "unwanted")
         assert here.closed == [True]
         assert (ended.state, ended.probe_count, ended.max_batch_weight) == (State.CANCELLED, 2, None)
-        assert [probe.weight for probe in history.probes] == [4096, 8192]
+        assert [kept.probe.weight for kept in history.probes] == [4096, 8192]
 
     asyncio.run(check())
 
@@ -307,7 +335,7 @@ def test_a_writer_that_loses_its_log_lets_go_and_publishes_nothing_of_its_own(st
                 log = tuning_log(here.nats, "lost", history)
                 async with asyncio.TaskGroup() as tasks:
                     writing = tasks.create_task(log.run())
-                    await log.append(ProbeEnded(probe=probe_of(8192)))
+                    await log.append(KeptProbe(key=cache_key(SPEC, FACTS), probe=probe_of(8192)))
                     await log.flush()
                     writing.cancel()
                 go_on.set()
@@ -381,13 +409,12 @@ def test_a_result_is_kept_under_the_names_of_who_asks(start_nats: StartNats) -> 
         async with installation(start_nats().url) as here:
             cache = here.cache
             text = report_json(result_of([probe_of(4096)]), SPEC)
-            assert await cache.find(SPEC, FACTS) is None
-            await cache.keep(SPEC, FACTS, text)
+            assert await cache.find(KEY, SPEC) is None
+            await cache.keep(KEY, text)
             named = replace(SPEC, llm_name="mine", gpu_name="A100-40GB")
-            found = await cache.find(named, FACTS)
+            found = await cache.find(KEY, named)
             assert found == replace(read_report(text), llm_name="mine", gpu_name="A100-40GB")
-            assert await cache.find(replace(SPEC, most_requests=8), FACTS) is None
-            assert await cache.find(SPEC, replace(FACTS, device="cuda")) is None
+            assert await cache.find(cache_key(SPEC, replace(FACTS, device="cuda")), SPEC) is None
 
     asyncio.run(check())
 
@@ -395,10 +422,10 @@ def test_a_result_is_kept_under_the_names_of_who_asks(start_nats: StartNats) -> 
 def test_a_result_that_cannot_be_read_is_none_and_is_replaced(start_nats: StartNats) -> None:
     async def check() -> None:
         async with installation(start_nats().url) as here:
-            await here.cache.keep(SPEC, FACTS, '{"format": "of another version"}')
-            assert await here.cache.find(SPEC, FACTS) is None
-            await here.cache.keep(SPEC, FACTS, report_json(result_of([]), SPEC))
-            found = await here.cache.find(SPEC, FACTS)
+            await here.cache.keep(KEY, '{"format": "of another version"}')
+            assert await here.cache.find(KEY, SPEC) is None
+            await here.cache.keep(KEY, report_json(result_of([]), SPEC))
+            found = await here.cache.find(KEY, SPEC)
             assert found is not None
             assert found.max_batch_weight == 6144
 

@@ -14,8 +14,8 @@ from llmpilot_contracts.errors import InvalidInputError, PilotError, Preconditio
 from llmpilot_contracts.job import State
 from llmpilot_perfmodel.bundled_llms import bundled_config
 from llmpilot_perfmodel.step_memory.batch import Batch, Rows
-from llmpilot_tuner.domain.events import CaseRan, Note, ProbeEnded
-from llmpilot_tuner.domain.probe_json import probe_json, read_probe
+from llmpilot_tuner.domain.events import CaseRan, Note
+from llmpilot_tuner.domain.probe_json import KeptProbe, probe_json, read_probe
 from llmpilot_tuner.domain.probing import CaseRun, Outcome, Probe, ProbeKind
 from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import ServerTarget, TuningSpec
@@ -275,7 +275,7 @@ BATCH = Batch(
 )
 PASSED = CaseRun(batch=BATCH, outcome=Outcome.PASSED, peak_bytes=2**40, live_before_bytes=0, seconds=0.25)
 FAILED = CaseRun(batch=BATCH, outcome=Outcome.OUT_OF_MEMORY, message="Tried to allocate 2 GiB")
-PROBE = Probe(weight=2**60, runs=(PASSED, FAILED))
+PROBE = KeptProbe(key="k1", probe=Probe(weight=2**60, runs=(PASSED, FAILED)))
 
 
 def test_a_probe_comes_back_as_it_was_kept() -> None:
@@ -287,7 +287,7 @@ def test_a_probe_that_cannot_be_read_says_what_to_do() -> None:
         read_probe('{"weight": "much"}')
 
 
-EVENTS: list[LogEvent] = [Changed(tuning=TUNING), ProbeEnded(probe=PROBE), Note(text="a line")]
+EVENTS: list[LogEvent] = [Changed(tuning=TUNING), PROBE, Note(text="a line")]
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)

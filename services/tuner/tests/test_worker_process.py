@@ -58,12 +58,16 @@ def spec(*, gpu_count: int = 1, step_seconds: float = LIMIT_SECONDS, kind: Probe
 
 @contextlib.asynccontextmanager
 async def prober_of(
-    *how: str, gpu_count: int = 1, step_seconds: float = LIMIT_SECONDS, start_seconds: float = LIMIT_SECONDS
+    *how: str,
+    gpu_count: int = 1,
+    step_seconds: float = LIMIT_SECONDS,
+    start_seconds: float = LIMIT_SECONDS,
+    kind: ProbeKind = ProbeKind.TORCH,
 ) -> AsyncIterator[TorchProber]:
     """A prober with odd workers; at its end none of the last ones lives."""
     execution = Execution(layout=Layout.PADDED, gpu_count=gpu_count)
     made = TorchProber(
-        spec(gpu_count=gpu_count, step_seconds=step_seconds),
+        spec(gpu_count=gpu_count, step_seconds=step_seconds, kind=kind),
         parse_llm(LLAMA),
         execution,
         command=odd_worker(*how),
@@ -197,12 +201,14 @@ def test_a_worker_that_is_killed_in_the_same_step_twice_is_an_error_and_no_limit
     asyncio.run(main())
 
 
-def test_a_worker_that_the_kernel_killed_for_want_of_memory_was_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_worker_that_the_kernel_killed_for_want_of_memory_was_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     counts = iter([4, 4, 4, 5])  # before and after each of two steps
     monkeypatch.setattr(torch_probe, "oom_kill_count", lambda: next(counts))
 
     async def main() -> None:
-        async with prober_of("killed") as prober:
+        async with prober_of("killed", kind=ProbeKind.CPU) as prober:
             case_runs = await runs_of(prober, [batch(1), batch(2, "odd"), batch(3)])
             assert outcomes(case_runs) == [PASSED, OUT_OF_MEMORY]
             assert case_runs[1].message == "the step's process was killed by SIGKILL, as the machine had no memory left"
@@ -210,9 +216,21 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_was_out_of_memory(mo
     asyncio.run(main())
 
 
+def test_want_of_the_machines_own_memory_is_no_limit_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([4, 5])
+    monkeypatch.setattr(torch_probe, "oom_kill_count", lambda: next(counts))
+
+    async def main() -> None:
+        async with prober_of("killed") as prober:
+            with pytest.raises(ProbeError, match="this machine's own memory that is short, not the GPU's"):
+                await runs_of(prober, [batch(2, "odd")])
+
+    asyncio.run(main())
+
+
 def test_an_allocation_that_aborts_the_process_is_out_of_memory() -> None:
     async def main() -> None:
-        async with prober_of("bad-alloc") as prober:
+        async with prober_of("bad-alloc", kind=ProbeKind.CPU) as prober:
             assert outcomes(await runs_of(prober, [batch(2, "odd")])) == [OUT_OF_MEMORY]
 
     asyncio.run(main())
@@ -299,7 +317,7 @@ def test_a_worker_that_dies_at_its_start_is_told_with_its_last_lines() -> None:
 
 def test_an_error_at_the_start_is_told_with_its_traceback() -> None:
     async def main() -> None:
-        with pytest.raises(ProbeError, match="the LLM could not be loaded: RuntimeError: the driver is drunk") as raised:
+        with pytest.raises(ProbeError, match="could not be loaded: RuntimeError: the driver is drunk") as raised:
             async with prober_of("fails-at-start"):
                 pass
         assert "Traceback" in raised.value.log
@@ -318,7 +336,7 @@ def test_a_start_that_never_ends_is_given_up() -> None:
 
 def test_what_a_worker_refuses_keeps_its_class_and_every_violation() -> None:
     async def main() -> None:
-        with pytest.raises(PreconditionError, match="^no such GPU: use another$") as refused:
+        with pytest.raises(PreconditionError, match=r"^no such GPU: use another$") as refused:
             async with prober_of("refuses"):
                 pass
         assert not isinstance(refused.value, ProbeError)
@@ -346,7 +364,7 @@ def test_a_cancelled_run_leaves_no_process_of_the_worker_nor_of_its_children() -
         async with prober_of("child") as prober:
             pid = prober.worker_pids[0]
             running = asyncio.create_task(runs_of(prober, [batch(2, "odd")]))
-            while not (children := psutil.Process(pid).children()):
+            while not (children := psutil.Process(pid).children()):  # noqa: ASYNC110 nothing says that it came
                 await asyncio.sleep(0.01)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):

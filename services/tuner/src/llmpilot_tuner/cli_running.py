@@ -8,8 +8,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def tune_and_write(spec: TuningSpec, outputs: Outputs) -> None:
     plan = _plan(spec)
     keeper = _Keeper(spec, KeptTunings(outputs.cache, spec) if outputs.cache else None)
     try:
-        with progress_view(_console(sys.stderr)) as show:
+        with progress_view(_console(sys.stderr)) as show, _sigterm_restored():
             result = asyncio.run(_cancelled_by_sigterm(spec, keeper, show))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(f"cancelled; {keeper.how_to_go_on()}", err=True)
@@ -157,6 +157,16 @@ class _Keeper:
     def _write(self) -> None:
         if self._file is not None:
             self._file.write(self.kept)
+
+
+@contextmanager
+def _sigterm_restored() -> Iterator[None]:
+    """Put back what SIGTERM did: an event loop that ends leaves it to end the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _cancelled_by_sigterm(spec: TuningSpec, keeper: _Keeper, show: Show) -> TuningResult:

@@ -19,6 +19,7 @@ from llmpilot_contracts.subjects import TUNING_COMPLETED
 from llmpilot_servicekit.jobs.conduct import Conduct, Ending, JobKeeping, failed
 from llmpilot_servicekit.jobs.job_states import StoredJob
 from llmpilot_servicekit.patience import patiently
+from llmpilot_tuner.domain.cache_key import cache_key
 from llmpilot_tuner.domain.events import (
     CaseRan,
     Note,
@@ -29,7 +30,8 @@ from llmpilot_tuner.domain.events import (
     TuningEnded,
     TuningStarted,
 )
-from llmpilot_tuner.domain.probing import Probe, ProbeError, ProbeFacts
+from llmpilot_tuner.domain.probe_json import KeptProbe
+from llmpilot_tuner.domain.probing import Probe, ProbeError
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.domain.tuning import Changed, LogEvent, Tuning
 from llmpilot_tuner.outputs.report import Report, read_report, report_json, report_text
@@ -39,6 +41,8 @@ from llmpilot_tuner.wire import read_kept_spec
 from llmpilot_tuner.wire_events import write_completed
 
 _NAMESPACE = uuid.UUID("5c1b8a0e-6a7f-4d0c-9f57-3f1f6f0b9d42")
+_SHOWN_LOG = 3_000
+"""Characters, the last ones, of what the process of a probe said that failed."""
 _LARGEST_REPORT_BYTES = 600_000
 """It is in the snapshot, one message of 1 MiB on NATS."""
 
@@ -75,7 +79,8 @@ class TuningConduct(Conduct[Tuning, LogEvent, History]):
         super().__init__(around.keeping, stored)
         self._around = around
         self._nats = around.keeping.nats
-        self._facts: ProbeFacts | None = None
+        self._key = ""
+        """Of what was asked, on this machine; known once a run has started."""
         self._keep: Callable[[], Awaitable[None]] | None = None
         """Keeps the result for later tunings."""
 
@@ -115,38 +120,49 @@ class TuningConduct(Conduct[Tuning, LogEvent, History]):
     async def _tune(self, events: TuningLog, history: History) -> Ending | None:
         try:
             spec = await asyncio.to_thread(read_kept_spec, await self._read_spec())
-            run = await asyncio.to_thread(self._around.start_run, spec, history.probes)
-            if history.probes:
-                await events.append(Note(text=f"going on from {len(history.probes)} probe(s) that were made before"))
-            report, from_cache = await self._follow(run, spec, events)
+            kept = history.probes
+            while (found := await self._follow(spec, kept, events)) is None:
+                kept = tuple(each for each in kept if each.key == self._key)
+                self._ownership.change(probe_count=len(kept))
+            report, from_cache = found
             return await self._succeed(events, report, from_cache=from_cache)
         except ProbeError as error:
-            return failed(f"{error}\n{error.log}" if error.log else str(error))
+            return failed(f"{error}\n{error.log[-_SHOWN_LOG:]}" if error.log else str(error))
         except Exception as error:  # noqa: BLE001 a tuning that fails must not end the others
             return self._ending_of(error)
 
-    async def _follow(self, run: Run, spec: TuningSpec, events: TuningLog) -> tuple[Report, bool]:
-        """Return what was found, and whether an earlier tuning found it; whatever ran has ended then."""
+    async def _follow(
+        self, spec: TuningSpec, kept: Sequence[KeptProbe], events: TuningLog
+    ) -> tuple[Report, bool] | None:
+        """Return what was found, and whether an earlier tuning found it; whatever ran has ended then.
+
+        None: some probes were made on another machine, or by other versions, and do not count here.
+        """
+        run = await asyncio.to_thread(self._around.start_run, spec, [each.probe for each in kept])
         async with aclosing(run.events()) as happening:
             async for event in happening:
                 match event:
                     case TuningStarted(facts=facts):
-                        kept = await patiently(partial(self._around.cache.find, spec, facts))
-                        if kept is not None:
+                        self._key = cache_key(spec, facts)
+                        if report := await patiently(partial(self._around.cache.find, self._key, spec)):
                             await events.append(Note(text="an earlier tuning of the same found the weight; no probe"))
-                            return kept, True
-                        self._facts = facts
+                            return report, True
+                        if any(each.key != self._key for each in kept):
+                            await events.append(Note(text="probes that were made elsewhere do not count here"))
+                            return None
                         await events.append(Note(text=_started(event)))
+                        if kept:
+                            await events.append(Note(text=f"going on from {len(kept)} probe(s) that were made before"))
                     case ProbeStarted() | SoakStarted() | Note():
                         await events.append(Note(text=_noted(event)))
                     case CaseRan():
                         await events.append(event)
-                    case ProbeEnded():
-                        await events.append(event)
+                    case ProbeEnded(probe=probe):
+                        await events.append(KeptProbe(key=self._key, probe=probe))
                         self._ownership.change(probe_count=self._ownership.job.probe_count + 1)
                     case TuningEnded(result=result):
                         text = await asyncio.to_thread(report_json, result, spec)
-                        self._keep = partial(self._around.cache.keep, spec, self._facts or result.facts, text)
+                        self._keep = partial(self._around.cache.keep, self._key, text)
                         return read_report(text), False
         raise PilotError("the run of a tuning ended without a result: a bug")
 

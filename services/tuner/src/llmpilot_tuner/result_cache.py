@@ -11,8 +11,6 @@ from llmpilot_contracts.subjects import TUNING_CACHE
 from llmpilot_servicekit.logs import get_logger
 from llmpilot_servicekit.nats_connection import NatsConnection
 from llmpilot_servicekit.nats_objects import NatsObjects
-from llmpilot_tuner.domain.cache_key import cache_key
-from llmpilot_tuner.domain.probing import ProbeFacts
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.outputs.report import Report, read_report
 
@@ -25,9 +23,8 @@ class ResultCache:
     def __init__(self, nats: NatsConnection) -> None:
         self._objects = NatsObjects(nats, TUNING_CACHE)
 
-    async def find(self, spec: TuningSpec, facts: ProbeFacts) -> Report | None:
-        """Return what an earlier tuning of the same found, under the names of this one; None: there was none."""
-        key = cache_key(spec, facts)
+    async def find(self, key: str, spec: TuningSpec) -> Report | None:
+        """Return what an earlier tuning of that `cache_key` found, under the names of this one; None: nothing."""
         try:
             stored = await self._objects.find(key)
             content = await self._objects.read(stored) if stored else None
@@ -41,9 +38,8 @@ class ResultCache:
             return None
         return dataclasses.replace(report, llm_name=spec.llm_name, gpu_name=spec.gpu_name)
 
-    async def keep(self, spec: TuningSpec, facts: ProbeFacts, report_json: str) -> None:
+    async def keep(self, key: str, report_json: str) -> None:
         """Keep what a tuning found, in the place of what is kept, if anything."""
-        key = cache_key(spec, facts)
         if stored := await self._objects.find(key):
             await self._objects.delete(stored)
         await self._objects.create(key, report_json.encode())

@@ -13,7 +13,7 @@ from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.domain.tuning import Tuning
 from llmpilot_tuner.wire_events import write_completed
 
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 3.0
 
 
 async def publish_completed(result: TuningResult, spec: TuningSpec, report_json: str, url: str) -> str:

@@ -8,8 +8,8 @@ from llmpilot_contracts.subjects import TUNING_EVENT
 from llmpilot_servicekit.jobs import job_log
 from llmpilot_servicekit.jobs.job_log import JobHistory, JobLog
 from llmpilot_servicekit.nats_connection import NatsConnection
-from llmpilot_tuner.domain.events import Note, ProbeEnded
-from llmpilot_tuner.domain.probing import Probe
+from llmpilot_tuner.domain.events import Note
+from llmpilot_tuner.domain.probe_json import KeptProbe
 from llmpilot_tuner.domain.tuning import Changed, LogEvent, Tuning
 from llmpilot_tuner.tuning_states import TUNING_WIRE
 from llmpilot_tuner.wire_events import FIRST_INDEX, is_end, read_event, write_event
@@ -21,7 +21,7 @@ TuningLog = JobLog[LogEvent]
 class History(JobHistory[Tuning]):
     """What a log says that is to be continued."""
 
-    probes: tuple[Probe, ...] = ()
+    probes: tuple[KeptProbe, ...] = ()
 
 
 def tuning_log(nats: NatsConnection, tuning_id: str, history: History) -> TuningLog:
@@ -42,12 +42,12 @@ def _note(text: str) -> LogEvent:
 
 async def read_history(nats: NatsConnection, tuning_id: str) -> History:
     """Read a whole log. UnavailableError: NATS is away; PilotError: another version wrote it."""
-    probes: list[Probe] = []
+    probes: list[KeptProbe] = []
 
     def take(message: Message) -> None:
         event = None if is_end(message) else read_event(message)
-        if isinstance(event, ProbeEnded):
-            probes.append(event.probe)
+        if isinstance(event, KeptProbe):
+            probes.append(event)
 
     end = await job_log.read_history(
         nats, TUNING_WIRE, tuning_id, first_index=FIRST_INDEX, take=take, read_end=_read_end

@@ -27,8 +27,6 @@ from llmpilot_tuner.domain.verdict import curve, headroom, lacking_bytes, soak_b
 from llmpilot_tuner.probes.open_probe import open_probe
 from llmpilot_tuner.server_probe.tuning import server_events
 
-_MOST_SOAKS = 6
-
 
 class TuningRun:
     """Made of a valid specification only: raises InvalidInputError and PreconditionError as `plan_of` does."""
@@ -143,18 +141,14 @@ class _Verdict:
         return self._weight if self._soak is None else None
 
     def learn(self, runs: Sequence[CaseRun], *, batch_count: int) -> None:
-        """Take a soak: keep the weight, or lower it. Raises NoSafeWeightError."""
-        problem = self._search.problem
-        failed = [run for run in runs if run.outcome is Outcome.OUT_OF_MEMORY]
-        if failed:
-            self._lowered_from.append(self._weight)
-            grown = soak_of(runs[:-1], batch_count=batch_count, lowered_from=())
-            self._lower(grown.growth_bytes + grown.drift_bytes)
-            return
-        self._runs = list(runs)
-        self._soak = soak_of(runs, batch_count=batch_count, lowered_from=self._lowered_from)
-        if lacking := lacking_bytes(self._soak, problem.capacity_bytes):
-            self._lower(lacking)
+        """Take a soak: keep the weight, or lower it to be soaked again. Raises NoSafeWeightError."""
+        failed = runs[-1].outcome is Outcome.OUT_OF_MEMORY
+        soak = soak_of(runs[:-1] if failed else runs, batch_count=batch_count, lowered_from=self._lowered_from)
+        lacking = lacking_bytes(soak, self._search.problem.capacity_bytes)
+        if failed or lacking:
+            self._lower(lacking or soak.growth_bytes + soak.drift_bytes)
+        else:
+            self._soak, self._runs = soak, list(runs)
 
     def result(self, facts: ProbeFacts, *, predicted: int | None, elapsed_seconds: float) -> TuningResult:
         """Return the result."""
@@ -177,15 +171,15 @@ class _Verdict:
         )
 
     def _lower(self, lacking: int) -> None:
-        """Take off what the lacking bytes come to, at least what the precision of the search is."""
+        """Take off what the lacking bytes come to, and each time at least twice what was taken off before."""
         problem = self._search.problem
-        room = problem.capacity_bytes - lacking
-        root = self._search.root(capacity_bytes=room, below=self._weight) or 0
-        step = self._weight - max(problem.granule, problem.step(self._weight) - self._weight)
-        lowered = problem.down(min(root or step, step))
-        if lowered < problem.lowest or len(self._lowered_from) >= _MOST_SOAKS:
+        self._lowered_from.append(self._weight)
+        root = self._search.root(capacity_bytes=problem.capacity_bytes - lacking, below=self._weight) or 0
+        least = max(problem.granule, problem.step(self._weight) - self._weight) * 2 ** (len(self._lowered_from) - 1)
+        lowered = problem.down(min(root or self._weight, self._weight - least))
+        if lowered < problem.lowest:
             raise NoSafeWeightError(
-                f"a weight of {self._weight:,} passed its probes, but the soak of it and of {len(self._lowered_from)} "
-                "weights ran out of memory: what the process holds grows while it runs; give it more memory"
+                f"a weight of {self._found:,} passed its probes, but soaks of it and of lower ones, down to "
+                f"{self._weight:,}, ran out of memory: what the process holds grows while it runs; give it more memory"
             )
         self._weight = lowered

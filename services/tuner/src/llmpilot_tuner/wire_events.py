@@ -8,8 +8,8 @@ from dataclasses import replace
 from google.protobuf.message import Message
 
 from llmpilot.tuning.v1 import tuning_pb2 as pb
-from llmpilot_tuner.domain.events import CaseRan, Note, ProbeEnded
-from llmpilot_tuner.domain.probe_json import probe_json, read_probe
+from llmpilot_tuner.domain.events import CaseRan, Note
+from llmpilot_tuner.domain.probe_json import KeptProbe, probe_json, read_probe
 from llmpilot_tuner.domain.probing import Outcome
 from llmpilot_tuner.domain.tuning import Changed, LogEvent, Tuning
 from llmpilot_tuner.wire import read_tuning, write_tuning
@@ -34,9 +34,9 @@ def write_event(event: LogEvent, *, index: int, unix_nanos: int) -> pb.TuningEve
                     seconds=event.run.seconds,
                 )
             )
-        case ProbeEnded(probe=probe):
+        case KeptProbe(probe=probe):
             wire.probe_completed.CopyFrom(
-                pb.ProbeCompleted(weight=probe.weight, passed=probe.passed, probe_json=probe_json(probe))
+                pb.ProbeCompleted(weight=probe.weight, passed=probe.passed, probe_json=probe_json(event))
             )
         case Note():
             wire.note = event.text
@@ -51,7 +51,7 @@ def read_event(wire: Message) -> LogEvent | None:
         case "changed":
             return Changed(tuning=read_tuning(wire.changed))
         case "probe_completed":
-            return ProbeEnded(probe=read_probe(wire.probe_completed.probe_json))
+            return read_probe(wire.probe_completed.probe_json)
         case "note":
             return Note(text=wire.note)
     return None

@@ -42,7 +42,7 @@ SERVER_KINDS = {
 }
 _PROBE_KINDS_READ = {wire: kind for kind, wire in PROBE_KINDS.items()}
 _SERVER_KINDS_READ = {wire: server for server, wire in SERVER_KINDS.items()}
-_SCHEMES = {Server.TGIS: ("grpc",), Server.TGI: ("http", "https"), Server.VLLM: ("http", "https")}
+_SCHEMES = {Server.TGIS: ("grpc", "grpcs"), Server.TGI: ("http", "https"), Server.VLLM: ("http", "https")}
 _CONFIG = "config_json"
 _FIELDS = {"precision": "precision_share", "precision_name": "precision", "limits": ""}
 """What the domain calls fields that have other names on the wire."""

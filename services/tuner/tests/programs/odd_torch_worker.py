@@ -31,15 +31,17 @@ class Memory:
         self.reserved_bytes: int | None = None
 
     def reset_peak(self) -> None:
+        """Count anew."""
         self.peak_bytes = self.live_bytes
 
     def give_back(self) -> None:
-        pass
+        """Hold nothing."""
 
     def await_step(self) -> None:
-        pass
+        """Be done."""
 
     def problem(self) -> str:
+        """Nothing can go wrong."""
         return ""
 
 
@@ -51,6 +53,7 @@ class Steps:
         self._memory = memory
 
     def run(self, batch: Batch) -> None:
+        """Take memory, or do what the case says."""
         if batch.case.startswith("raise "):
             raise RuntimeError(batch.case.removeprefix("raise "))
         if batch.case == "odd":
@@ -63,7 +66,12 @@ class Steps:
             self._memory.live_bytes += LEAK_BYTES
 
 
-def misbehave(rank: int) -> None:
+def say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def misbehave(rank: int) -> None:  # noqa: C901 a line for each way
     match HOW:
         case "hang":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -76,12 +84,13 @@ def misbehave(rank: int) -> None:
                 flag.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         case "bad-alloc":
-            sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n")
+            sys.stderr.write(
+                "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n"
+            )
             sys.stderr.flush()
             os.abort()
         case "segfault":
-            sys.stderr.write("the last words\n")
-            sys.stderr.flush()
+            say("the last words\n")
             ctypes.string_at(0)
         case "garble":
             os.write(int(ARGUMENTS[0]), b"HTTP/1.1 200 OK\n")
@@ -106,6 +115,7 @@ class OddMeter:
         self._steps = InProcess(Steps(order, self._memory), self._memory, capacity_bytes=order.capacity_bytes)
 
     def start(self) -> Ready:
+        """Be ready, or not."""
         match HOW:
             case "refuses":
                 raise PreconditionError("no such GPU: use another")
@@ -116,12 +126,13 @@ class OddMeter:
             case "hangs-at-start":
                 time.sleep(NEVER_SECONDS)
             case "prints":
-                print("a library says hello")
+                print("a library says hello")  # noqa: T201 that is the point
                 sys.stdout.flush()
         self._steps.warm_up([])
         return Ready(device=f"process {os.getpid()}", weight_bytes=WEIGHT_BYTES, versions=[("odd", "1")], notes=["odd"])
 
-    def run(self, number: int, batches: Sequence[Batch], *, soak: bool) -> Iterator[CaseAnswer]:
+    def run(self, number: int, batches: Sequence[Batch], *, soak: bool) -> Iterator[CaseAnswer]:  # noqa: ARG002
+        """Run batches."""
         yield from self._steps.run(batches, soak=soak)
 
 

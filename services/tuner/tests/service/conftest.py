@@ -145,6 +145,7 @@ def make_slow_spec() -> MakeSpec:
             "longest_sequence": 256,
             "most_requests": 128,
             "soak_steps": 0,
+            "precision_share": 0.3,
         }
         return pb.TuningSpec(**(wanted | fields))
 

@@ -71,7 +71,7 @@ def test_the_log_has_every_probe_with_its_cases(service: Any, finished: Any) -> 
     assert service.get(made.name).max_batch_weight in {probe.weight for probe in probes if probe.passed}
     for probe in probes:
         cases = [event.case_completed for event in events if event.case_completed.weight == probe.weight]
-        assert len(cases) == len(json.loads(probe.probe_json)["runs"]) > 0
+        assert len(cases) == len(json.loads(probe.probe_json)["probe"]["runs"]) > 0
         assert all(case.passed for case in cases) is probe.passed
 
 

@@ -40,7 +40,7 @@ class DecoderMemory:
         self._attending = held + (s.hidden + s.projected) * b
         self._attended = s.attended * b
         self._kernel = s.output * b + SCORE_BYTES * s.head_count
-        """Bytes per token that fused attention makes: its output, and the logarithm of the sum of each head's scores."""
+        """Bytes per token that fused attention makes: its output, and for each head the logarithm of a sum."""
         self._feed_forward = held + feed_forward_bytes(config, architecture, execution)
         self._position = INDEX_BYTES + (2 * s.rotary + (s.hidden if s.has_position_rows else 0)) * b
         """Bytes per token of its position: the number, and its cosines and sines or its row."""
@@ -108,7 +108,7 @@ class DecoderMemory:
             if self._is_grouped and s.key_value_head_count > 1:
                 attending = 2 * s.query * b * tokens + max(scores * self._softmax, scores * b + copied)
             else:  # the product copies the one head for every query head, for itself only
-                repeated = s.query * b * tokens if self._is_grouped and (n > 1 or b < SCORE_BYTES) else 0
+                repeated = s.query * b * tokens if self._is_grouped and n > 1 else 0
                 attending = max(scores * self._softmax, repeated + scores * b + copied)
         else:
             mask = tokens if n > 1 else 0

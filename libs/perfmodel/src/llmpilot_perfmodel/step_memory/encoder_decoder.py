@@ -14,7 +14,7 @@ from llmpilot_perfmodel.architecture import T5Architecture
 from llmpilot_perfmodel.llm_config import LlmConfig
 from llmpilot_perfmodel.sizes import llm_work
 from llmpilot_perfmodel.step_memory.batch import Attention, Batch, Execution, Rows, StepMemory
-from llmpilot_perfmodel.step_memory.moment import INDEX_BYTES, Moment, step_peak
+from llmpilot_perfmodel.step_memory.moment import INDEX_BYTES, SCORE_BYTES, Moment, step_peak
 from llmpilot_perfmodel.step_memory.rank_sizes import served_precision
 
 _POSITION_BYTES = 49
@@ -35,8 +35,10 @@ class EncoderDecoderMemory:
         self._b = b = work.activation_bytes
         self._is_eager = execution.attention is Attention.EAGER
         self._heads = a.head_count // parts
-        self._vocabulary = a.vocabulary_size
+        self._gathered = a.vocabulary_size * b * (1 + 1 / parts if parts > 1 else 1)
         self._hidden = a.hidden_size * b
+        self._made = self._hidden * (2 if a.tied else 1)
+        """What the decoder made, and where its embedding is also its head, the same scaled."""
         self._projected = self._heads * a.head_size * b
         # Halves of 16 bits overflow in T5's second feed-forward matrices: transformers keeps those, and all that is
         # added to what they make, in 32 bits.
@@ -99,7 +101,8 @@ class EncoderDecoderMemory:
             yield Moment("encoder attention", attending + scores + max(scores, 2 * attended), kept)
         else:
             # The bias is copied to lie in order; with a mask it is made for every request, and that is copied.
-            own_bias = scores + max(scores, attended) if is_masked else bias + attended
+            kernel = attended + SCORE_BYTES * self._heads * tokens
+            own_bias = scores + max(scores, kernel) if is_masked else bias + kernel
             yield Moment("encoder attention", attending + own_bias, kept)
         feed_forward = self._feed_forward * tokens + (scores if self._is_eager else 0)
         yield Moment("encoder feed-forward", given + mask + bias + feed_forward, kept)
@@ -125,7 +128,7 @@ class EncoderDecoderMemory:
         yield self._logits(encoded, n, cache)
 
     def _logits(self, base: float, n: int, cache: float) -> Moment:
-        row = self._hidden + self._vocabulary * self._b + INDEX_BYTES
+        row = self._made + self._gathered + INDEX_BYTES
         return Moment("logits", base + row * n, cache)
 
 

@@ -8,6 +8,7 @@ it has so far, a prefill has room for its first token, and a server that pads we
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from llmpilot_tuner.domain.corners_decoder import (
     padded_corners,
     padded_decodes,
 )
-from llmpilot_tuner.domain.corners_encoder_decoder import decoder_rows, encoder_decoder_corners
+from llmpilot_tuner.domain.corners_encoder_decoder import decoder_sweep, encoder_decoder_corners
 from llmpilot_tuner.domain.limits import Limits
 
 Step = tuple[tuple[Rows, ...], tuple[Rows, ...], tuple[Rows, ...], int, bool]
@@ -85,14 +86,14 @@ def _padded_sweep(limits: Limits, weight: int, counts: list[int]) -> Iterator[Ba
     for count in counts:
         alike = candidates[candidates[:, 0] == count]
         if len(alike):
-            yield from padded_batches(
-                f"sweep_prefill_{count}", alike[[np.lexsort((alike[:, 2], alike[:, 1]))[-1]]], limits
-            )
-        if count in decodes:
+            fullest = np.lexsort((alike[:, 2], alike[:, 1]))[-1:]
+            for batch in padded_batches("prefill", alike[fullest], limits):
+                yield replace(batch, case=f"sweep_prefill_{count}")
+        if count in decodes and not limits.is_encoder_decoder:
             rows = grown(count, decodes[count], limits.most_new_tokens)
-            if limits.is_encoder_decoder:
-                rows = decoder_rows(limits, count, decodes[count])[0]
             yield decode_batch(f"sweep_decode_{count}", (rows,), limits)
+    if limits.is_encoder_decoder:
+        yield from decoder_sweep(limits, weight, counts)
 
 
 def _packed_sweep(limits: Limits, weight: int, counts: list[int]) -> Iterator[Batch]:

@@ -38,12 +38,12 @@ def counts_of(limits: Limits) -> Ints:
     return np.arange(1, limits.most_requests + 1, dtype=np.int64)
 
 
-def longest_sequences(limits: Limits, weight: int) -> Ints:
-    """Return, for every count of requests, the most tokens that each can have within a weight."""
+def longest_sequences(limits: Limits, weight: int, *, padded: bool = False) -> Ints:
+    """Return, for every count of requests, the most tokens that each can have; padded: by being as wide as others."""
     each = weight // counts_of(limits)
     if limits.rules.weight_definition is WeightDefinition.PADDED_SQUARED:
         each = np.array([math.isqrt(int(square)) for square in each], dtype=np.int64)
-    return np.minimum(each, limits.longest_sequence)
+    return each if padded else np.minimum(each, limits.longest_sequence)
 
 
 def longest_prefills(limits: Limits) -> Ints:

@@ -40,7 +40,19 @@ def chunked_corners(limits: Limits, weight: int) -> Iterator[Batch]:
     shapes = [(int(features[i, 3]), length, int(features[i, 0])) for i, length in zip(kept, longest, strict=True)]
     for name, index in zip(named("mixed", shapes), kept, strict=True):
         yield _batch(name, steps[index], limits, blocks)
-    yield _batch("decode_many", ([], _decoding(limits, blocks, counts[-1])), limits, blocks)
+    yield from _decode_corners(limits, blocks, counts)
+
+
+def _decode_corners(limits: Limits, blocks: int, counts: range) -> Iterator[Batch]:
+    """Yield the most decode steps, and fewer of longer requests where so many leave no room for a longest one."""
+    decodes = [_decoding(limits, blocks, counts[-1])]
+    if decodes[0][0][1] < limits.longest_sequence:
+        decodes = [_decoding(limits, blocks, count) for count in counts]
+    shapes = [(sum(count for count, _ in groups), groups[0][1]) for groups in decodes]
+    kept = needed(np.array(shapes, dtype=np.float64))
+    names = named("decode", [(*shapes[index], 0) for index in kept], late=True)
+    for name, index in zip(names, kept, strict=True):
+        yield _batch(name, ([], decodes[index]), limits, blocks)
 
 
 def chunked_sweep(limits: Limits, weight: int, counts: list[int]) -> Iterator[Batch]:

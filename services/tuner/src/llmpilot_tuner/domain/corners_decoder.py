@@ -1,12 +1,13 @@
 """Corner cases of decoder-only LLMs, on servers that read an input in one step.
 
 Padded: every count of new requests is looked at, with the longest inputs that fit and with residents that fill the
-rest of the weight; of them those are kept that the hull of their features needs (see `corners_hull`). Residents are
-counted token by token, though a server may pad them: a few tokens more than can be, never fewer.
+rest of the weight; those are kept that the hull of their features needs (see `corners_hull`): inputs as long as may
+be, as many tokens, as many requests, and what integers leave between them. Residents are counted token by token,
+though a server may pad them: a few tokens more than can be, never fewer.
 
 Packed: the pool of the cache is as large as the weight whatever lies in it, and requests need not be alike, so that
-no token is ever stranded: of all counts the fewest requests (most tokens, longest inputs) and the most (rows of
-logits) are enough, as tokens read + requests is the weight, or tokens read the prefill limit.
+no token is stranded: every count of requests has its most unlike lengths, and of all counts the hull keeps the fewest
+requests (tokens, longest inputs) and the most (rows of logits), and few between them.
 
 Left out, as others need at least as much: a prefill below a full one; "one longest sequence"; a full input and output
 at decode (the longest sequences have the same cache); and the moment that a server concatenates caches, which the

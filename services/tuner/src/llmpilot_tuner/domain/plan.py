@@ -113,7 +113,12 @@ def plan_of(spec: TuningSpec) -> Plan:
         violations += _sharding_violations(config, spec.gpu_count, precision)
     if violations:
         raise InvalidInputError(violations)
-    require_weights_fit(spec, config, precision)
+    plan = _plan(spec, config, precision, limits)
+    _require_weights_fit(plan)
+    return plan
+
+
+def _plan(spec: TuningSpec, config: LlmConfig, precision: Precision, limits: Limits) -> Plan:
     execution = Execution(
         layout=limits.rules.layout,
         attention=Attention.EAGER if spec.eager_attention else Attention.FUSED,
@@ -144,28 +149,32 @@ def served_weight_bytes(config: LlmConfig, gpu_count: int, precision: Precision)
     return work.weight_bytes + (2 * work.fp32_parameter_count if precision.name == "fp16" else 0)
 
 
-def require_weights_fit(spec: TuningSpec, config: LlmConfig, precision: Precision) -> None:
+def smallest_gpu_count(plan: Plan) -> int | None:
+    """Return the fewest GPUs, more than the plan's, on which one longest request fits; None: no number of them."""
+    for count in _GPU_COUNTS:
+        spec = replace(plan.spec, gpu_count=count)
+        if count <= plan.spec.gpu_count or _sharding_violations(plan.config, count, plan.precision):
+            continue
+        sharded = _plan(spec, plan.config, plan.precision, plan.limits)
+        if sharded.predict.weight_bytes < spec.capacity_bytes and predicted_weight(sharded.problem) is not None:
+            return count
+    return None
+
+
+def _require_weights_fit(plan: Plan) -> None:
     """Raise PreconditionError where the weights alone are larger than a GPU."""
-    weights = served_weight_bytes(config, spec.gpu_count, precision)
-    lacking = weights - spec.capacity_bytes
-    if lacking < 0:
+    spec, weights = plan.spec, plan.predict.weight_bytes
+    if weights < spec.capacity_bytes:
         return
-    counts = [count for count in _GPU_COUNTS if count > spec.gpu_count]
-    fitting = (
-        count
-        for count in counts
-        if not _sharding_violations(config, count, precision)
-        and served_weight_bytes(config, count, precision) < spec.capacity_bytes
-    )
-    enough = next(fitting, None)
+    enough = smallest_gpu_count(plan)
     advice = (
-        f"{enough} GPUs of this memory hold them (tensor parallelism {enough})"
+        f"the smallest tensor parallelism that fits is {enough} such GPUs"
         if enough
-        else "no number of such GPUs that divides its heads holds them; take GPUs with more memory"
+        else "no number of such GPUs that divides its heads is enough; take GPUs with more memory"
     )
     raise PreconditionError(
-        f"the {precision.name} weights take {_gib(weights)} of each of {spec.gpu_count} GPU(s), which has "
-        f"{_gib(spec.capacity_bytes)} for them: {_gib(lacking)} too little; {advice}"
+        f"the {plan.precision.name} weights take {_gib(weights)} of each of {spec.gpu_count} GPU(s), which has "
+        f"{_gib(spec.capacity_bytes)} for them: {_gib(weights - spec.capacity_bytes)} too little; {advice}"
     )
 
 

@@ -21,6 +21,8 @@ _CAUTION = (0.05, 0.3, 0.6)
 """Share of the memory beside the weights that is not counted on after so many failures in a row."""
 _GALLOP = 4
 """Where peaks are not known, steps above what passed grow by it, lest a prediction that is too high make it crawl."""
+_SPARE = 1
+"""Probes kept back: rounding to the granule may cost bisection one."""
 _NOISE = 0.01
 """Peaks of one case that fall by more while the weight rises are not monotone."""
 
@@ -114,8 +116,8 @@ class Search:
         if passed is None and problem.is_settled(low, failed):
             return Next(weight=low, why="the lowest")
         wanted = self._wanted(passed, failed)
-        left = self.plain_probe_count - len(self._probes)
-        weight = _affordable(problem, wanted.weight, low, failed, left)
+        left = self.plain_probe_count - len(self._probes) - _SPARE
+        weight = low if wanted.weight == low else _affordable(problem, wanted.weight, low, failed, left)
         return wanted if weight == wanted.weight else Next(weight=weight, why="nearer to bisection")
 
     def ordered_cases(self, weight: int) -> tuple[Batch, ...]:
@@ -147,6 +149,8 @@ class Search:
         caution = _CAUTION[failures - 1] if failures else 0.0
         room = problem.capacity_bytes - problem.weight_bytes
         root = self.root(capacity_bytes=problem.capacity_bytes - caution * room, below=failed)
+        if root is not None and failures:
+            root = min(root, problem.down((1 - caution) * failed))
         if passed is None:
             return Next(weight=max(root or 0, problem.lowest), why="predicted root")
         step = problem.step(passed)

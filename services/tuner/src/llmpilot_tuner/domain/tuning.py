@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmpilot_contracts.job import Job
-from llmpilot_tuner.domain.events import CaseRan, Note, ProbeEnded
+from llmpilot_tuner.domain.events import CaseRan, Note
+from llmpilot_tuner.domain.probe_json import KeptProbe
 from llmpilot_tuner.domain.spec import TuningSpec
 
 COLLECTION = "tunings/"
@@ -38,4 +39,4 @@ class Changed:
     tuning: Tuning
 
 
-LogEvent = Changed | CaseRan | ProbeEnded | Note
+LogEvent = Changed | CaseRan | KeptProbe | Note

@@ -12,18 +12,9 @@ from typing import Any
 from llmpilot_tuner.outputs.report import Report
 
 _WIDTH_INCHES, _HEIGHT_INCHES = 9.0, 4.6
-_COLOURS = (
-    "#2563eb",
-    "#c2410c",
-    "#0f766e",
-    "#9333ea",
-    "#b45309",
-    "#be185d",
-    "#4d7c0f",
-    "#475569",
-    "#0891b2",
-    "#7f1d1d",
-)
+_COLOURS = ("#2563eb", "#c2410c", "#0891b2", "#9333ea", "#b45309", "#be185d", "#4d7c0f", "#475569", "#7f1d1d")
+_STYLES: tuple[Any, ...] = ("-", (0, (7, 3)), (0, (3, 3)), (0, (1, 2)))
+"""Solid first, the others with gaps: cases that need the same memory lie on one another."""
 _CAPACITY_COLOUR, _FOUND_COLOUR, _FAILED_COLOUR = "#1d2129", "#15703f", "#a31b1b"
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _STYLE = {
@@ -74,12 +65,14 @@ def _unit(byte_count: int) -> tuple[str, int]:
 
 
 def _lines(report: Report, size: int) -> list[_Line]:
+    """Return the cases that exist at more than one weight, those that need most first."""
     lines: dict[str, _Line] = {}
     for point in report.curve:
         line = lines.setdefault(point.case, _Line(case=point.case, weights=[], predicted=[]))
         line.weights.append(point.weight)
         line.predicted.append(point.predicted_bytes / size)
-    return list(lines.values())
+    drawn = [line for line in lines.values() if len(line.weights) > 1]
+    return sorted(drawn, key=lambda line: max(line.predicted), reverse=True)
 
 
 _Points = dict[str, tuple[list[int], list[float]]]
@@ -103,8 +96,8 @@ def _draw(axes: Any, report: Report, lines: list[_Line], passed: _Points, failed
     found, capacity = report.max_batch_weight, report.memory.capacity_bytes / _unit(report.memory.capacity_bytes)[1]
     cases = [*(line.case for line in lines), *passed, *failed]
     colours = dict(zip(dict.fromkeys(cases), cycle(_COLOURS), strict=False))
-    for line in lines:
-        axes.plot(line.weights, line.predicted, color=colours[line.case], linewidth=1.6, label=line.case)
+    for line, style in zip(lines, cycle(_STYLES), strict=False):
+        axes.plot(line.weights, line.predicted, color=colours[line.case], ls=style, linewidth=1.8, label=line.case)
     labelled = {line.case for line in lines}
     for case, (weights, peaks) in passed.items():
         label = "_" if case in labelled else case

@@ -20,9 +20,9 @@ from llmpilot_tuner.probes.machine_memory import available_bytes
 from llmpilot_tuner.probes.worker_crew import START_SECONDS, Heard, WorkerCrew
 from llmpilot_tuner.probes.worker_messages import CaseFailed, CaseResult, Drifted, Order, Run, RunEnded
 from llmpilot_tuner.probes.worker_process import WORKER_COMMAND, WorkerDiedError
-from llmpilot_tuner.torch_worker.failures import FailureKind, classify_exit, oom_kill_count
+from llmpilot_tuner.torch_worker.failures import HOST_MEMORY, FailureKind, classify_exit, oom_kill_count
 
-LIBRARIES = ("torch", "transformers", "safetensors")
+LIBRARIES: tuple[str, ...] = ("torch", "transformers", "safetensors")
 _KILLED = -signal.SIGKILL
 
 
@@ -151,6 +151,8 @@ class TorchProber:
             return _combined(batch, Outcome.OUT_OF_MEMORY, results, failed[0].message)
         for answer in heard:
             if killer := _memory_killer(answer, oom_kills):
+                if self._spec.probe is not ProbeKind.CPU:
+                    raise ProbeError(f"while it ran {_words(batch)}, {killer}; {HOST_MEMORY}", log=crew.log)
                 return _combined(batch, Outcome.OUT_OF_MEMORY, results, killer)
         for answer in heard:
             _raise_failure(answer, batch, crew)

@@ -27,13 +27,14 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARAL
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 MALLOC_SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_MMAP_THRESHOLD_": "16384",
     "MALLOC_MMAP_MAX_": "1000000",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": "4096",
     "MKL_DISABLE_FAST_MM": "1",
+    "PYTHONHASHSEED": "0",
 }
-"""Every piece of 64 KiB and more is mapped alone, so that the limit of the process counts it as it is; and Intel's
+"""Every piece of 16 KiB and more is mapped alone, so that the limit of the process counts it as it is; and Intel's
 MKL keeps no buffers, which would be counted once in the first step that needs them and in every later one of a soak."""
 
 Heard = Answer | WorkerDiedError | None

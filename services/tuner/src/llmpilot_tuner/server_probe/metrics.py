@@ -43,7 +43,10 @@ def vllm_cache_tokens(text: str) -> int | None:
     found = []
     for sample in samples(text):
         if sample.name == "vllm:cache_config_info":
-            blocks, size = sample.labels.get("num_gpu_blocks", ""), sample.labels.get("block_size", "")
-            if blocks.isdigit() and size.isdigit():
+            labels = sample.labels
+            tokens, blocks, size = (labels.get(n, "") for n in ("kv_cache_size_tokens", "num_gpu_blocks", "block_size"))
+            if tokens.isdigit():  # newer servers say it themselves
+                found.append(int(tokens))
+            elif blocks.isdigit() and size.isdigit():
                 found.append(int(blocks) * int(size))
     return min(found, default=None)

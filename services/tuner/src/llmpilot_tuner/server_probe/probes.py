@@ -9,16 +9,38 @@ from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.corners import sweep_batches
 from llmpilot_tuner.domain.events import CaseRan, Note, ProbeEnded, ProbeStarted, RunEvent, SoakStarted
 from llmpilot_tuner.domain.limits import Limits
-from llmpilot_tuner.domain.probing import CaseRun, Outcome, Probe
+from llmpilot_tuner.domain.probing import CaseRun, Outcome, Probe, ProbeFacts, ProbeKind
 from llmpilot_tuner.domain.result import Soak
 from llmpilot_tuner.domain.search import Problem, Search
+from llmpilot_tuner.domain.servers import Server
+from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.server_probe.server_log import missing_bytes
 from llmpilot_tuner.server_probe.session import Session
 
 _MOST_SEARCH_PROBES = 10
 """Of a server that has run out of memory and lives on."""
 _BADLY_REACHED = 0.9
+_NOT_MEASURED = "a server does not say how much memory a request took: headroom is by prediction"
+_TGI_PREFILLS = "TGI may read requests that arrive together in several prefills, smaller than the corner's"
+_TGI_LOGPROBS = "TGI streams no log-probabilities of inputs: those cases ran without"
 Emit = Callable[[RunEvent], None]
+
+
+def prober_facts(spec: TuningSpec, limits: Limits, server: Session, *, weight_bytes: int) -> ProbeFacts:
+    """Return what a server says of itself, and what a tuning with it cannot do; weight_bytes: by the formulas."""
+    facts = server.facts
+    notes = [_NOT_MEASURED]
+    if spec.server is Server.TGI:
+        notes += [_TGI_PREFILLS, *([_TGI_LOGPROBS] if limits.prompt_logprobs else [])]
+    said = ((facts.name, facts.version), ("model", facts.model))
+    return ProbeFacts(
+        kind=ProbeKind.SERVER,
+        device=spec.gpu_name or "the server's own",
+        capacity_bytes=spec.capacity_bytes,
+        weight_bytes=server.log_facts.weight_bytes or weight_bytes,
+        versions=tuple((name, text) for name, text in said if text),
+        notes=tuple(notes),
+    )
 
 
 class ServerProbes:

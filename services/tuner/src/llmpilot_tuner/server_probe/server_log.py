@@ -20,7 +20,7 @@ _SERVER_WORDS = re.compile(
 )
 """What servers say themselves, beside what an allocator says."""
 _IN_FORCE = (
-    re.compile(r"GPU KV cache size: ([\d,]+) tokens"),
+    re.compile(r"\b[CGX]PU KV cache size: ([\d,]+) tokens"),
     re.compile(r"Inferred max batch total tokens: ([\d,]+)"),
     re.compile(r"Setting max batch total tokens to ([\d,]+)"),
 )

@@ -17,8 +17,8 @@ from llmpilot_servicekit.process_exit import describe_exit
 
 _GRACE_SECONDS = 5.0
 """What a server has to say goodbye; nothing that it holds is needed any more."""
-_TAIL_BYTES = 16_384
-_TAIL_LINES = 40
+_TAIL_BYTES = 65_536
+_TAIL_LINES = 150
 
 
 class LogFile:

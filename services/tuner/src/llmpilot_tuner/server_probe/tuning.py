@@ -9,7 +9,7 @@ Invariant: the weight that is returned is one at which every corner case was ans
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
 from llmpilot_contracts.errors import InvalidInputError
@@ -29,15 +29,14 @@ from llmpilot_tuner.domain.probing import (
     NoSafeWeightError,
     ProbeError,
     ProbeFacts,
-    ProbeKind,
 )
 from llmpilot_tuner.domain.result import TuningResult
 from llmpilot_tuner.domain.search import Problem, Search, plain_probe_count
-from llmpilot_tuner.domain.servers import Server, WeightDefinition
+from llmpilot_tuner.domain.servers import WeightDefinition
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.domain.verdict import curve, headroom
 from llmpilot_tuner.server_probe.evidence import lower_weight
-from llmpilot_tuner.server_probe.probes import Emit, ServerProbes
+from llmpilot_tuner.server_probe.probes import Emit, ServerProbes, prober_facts
 from llmpilot_tuner.server_probe.prompts import Prompts
 from llmpilot_tuner.server_probe.session import (
     Session,
@@ -49,7 +48,6 @@ from llmpilot_tuner.server_probe.session import (
 
 _LEAST_PRECISION = 0.01
 """Finer steps are not worth the time of a real server."""
-_NOT_MEASURED = "a server does not say how much memory a request took: headroom is by prediction"
 
 
 async def server_events(
@@ -59,7 +57,7 @@ async def server_events(
     *,
     predict: Callable[[Batch], float],
     predicted_weight: int,
-) -> AsyncIterator[RunEvent]:
+) -> AsyncGenerator[RunEvent, None]:
     """Tune, and say what happens; ends with TuningEnded.
 
     Raises InvalidInputError, PreconditionError, ProbeError and NoSafeWeightError. A server that was started has ended
@@ -149,7 +147,9 @@ class _ServerTuning:
 
     async def _tune_started(self) -> tuple[int, str]:
         problem = self._problem
-        first = min(max(problem.down(self._predicted), problem.lowest), problem.highest)
+        block = self._limits.rules.block_size
+        wanted = problem.down(self._predicted // block * block)  # a part of a block is no room
+        first = min(max(wanted, problem.lowest), problem.highest)
         passed: int | None = None
         why = "the largest that the first start passed"
         try:
@@ -233,6 +233,7 @@ class _ServerTuning:
                 f"the server has room for {stated:,} tokens, one longest request has {problem.lowest:,}: lower "
                 "longest_sequence, or give it more memory"
             )
+        is_own_count = False
         if stated is None:
             weight = self._predicted if told is None else told
             if told is None:
@@ -241,31 +242,17 @@ class _ServerTuning:
                 )
         else:
             weight = stated
-            if told is not None and problem.down(stated) != told:
+            is_own_count = told is None or abs(stated - told) >= max(problem.granule, self._limits.rules.block_size)
+            if told is not None and is_own_count:
                 self._probes.note(f"the server was told a weight of {told:,} and keeps to {stated:,}")
-        limit = "the server's own count of its memory" if stated is not None and stated != told else "memory"
+        limit = "the server's own count of its memory" if is_own_count else "memory"
         weight = max(problem.lowest, problem.down(weight))
         return (problem.highest, "limits") if weight >= problem.highest else (weight, limit)
 
     def _say_started(self, server: Session) -> None:
         if self._facts is not None:
             return
-        facts = server.facts
-        notes = [_NOT_MEASURED]
-        if self._limits.rules.server is Server.TGI:
-            notes.append("TGI may read requests that arrive together in several prefills, smaller than the corner's")
-            if self._limits.prompt_logprobs:
-                notes.append("TGI streams no log-probabilities of inputs: those cases ran without")
-        self._facts = ProbeFacts(
-            kind=ProbeKind.SERVER,
-            device=self._spec.gpu_name or "the server's own",
-            capacity_bytes=self._spec.capacity_bytes,
-            weight_bytes=server.log_facts.weight_bytes or self._weight_bytes,
-            versions=tuple(
-                (name, text) for name, text in ((facts.name, facts.version), ("model", facts.model)) if text
-            ),
-            notes=tuple(notes),
-        )
+        self._facts = prober_facts(self._spec, self._limits, server, weight_bytes=self._weight_bytes)
         self._emit(
             TuningStarted(
                 facts=self._facts,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 _KIB = 1024
-_HOLES = (32_768, 16_384, 8192, 4096, 2048)
+_HOLES = (8192, 4096, 2048)
 """Bytes; smaller ones are of no account."""
 
 

@@ -24,10 +24,12 @@ class _Rule:
     pattern: re.Pattern[str]
     kind: FailureKind
     advice: str = ""
+    is_of_host: bool = False
+    """Whether it is the machine's memory that is meant, not a GPU's."""
 
 
-def _memory(pattern: str) -> _Rule:
-    return _Rule(re.compile(pattern, re.IGNORECASE | re.DOTALL), FailureKind.OUT_OF_MEMORY)
+def _memory(pattern: str, *, is_of_host: bool = False) -> _Rule:
+    return _Rule(re.compile(pattern, re.IGNORECASE | re.DOTALL), FailureKind.OUT_OF_MEMORY, is_of_host=is_of_host)
 
 
 def _other(pattern: str, advice: str = "") -> _Rule:
@@ -58,8 +60,8 @@ _RULES = (
     _memory(r"CUDNN_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED"),
     _memory(r"MIOPEN_STATUS_ALLOC_FAILED|miopenStatusAllocFailed"),
     _memory(r"NCCL.*(out of memory|cuda failure 2\b|failed to (CUDA )?(host )?(c?alloc|malloc)\b)"),
-    _memory(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)"),
-    _memory(r"std::bad_alloc|\bMemoryError\b|cannot allocate memory|can't allocate memory"),
+    _memory(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)", is_of_host=True),
+    _memory(r"std::bad_alloc|\bMemoryError\b|cannot allocate memory|can't allocate memory", is_of_host=True),
     # What may be either, and does not say so: an error.
     _other(
         r"CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_NOT_INITIALIZED|HIPBLAS_STATUS_NOT_INITIALIZED",
@@ -82,23 +84,31 @@ class Failure:
     """One line: what was said, and what to do where that is known."""
 
 
-def classify(text: str) -> Failure:
-    """Understand the text of an exception, "OutOfMemoryError: CUDA out of memory. Tried ...", or the end of a log."""
+HOST_MEMORY = "it is this machine's own memory that is short, not the GPU's: give the tuner more"
+
+
+def classify(text: str, *, on_gpu: bool = False) -> Failure:
+    """Understand the text of an exception, "OutOfMemoryError: CUDA out of memory. Tried ...", or the end of a log.
+
+    on_gpu: the LLM is on a GPU, so that want of the machine's own memory is an error.
+    """
     for rule in _RULES:
         if found := rule.pattern.search(text):
             line = _line_at(text, found.start())
+            if rule.is_of_host and on_gpu:
+                return Failure(FailureKind.OTHER, f"{line}; {HOST_MEMORY}")
             return Failure(rule.kind, f"{line}; {rule.advice}" if rule.advice else line)
     return Failure(FailureKind.OTHER, _line_at(text, 0))
 
 
-def classify_exception(error: BaseException) -> Failure:
+def classify_exception(error: BaseException, *, on_gpu: bool = False) -> Failure:
     """Understand an exception and what it was raised from."""
     texts = []
     seen: BaseException | None = error
     while seen is not None:
         texts.append(f"{type(seen).__name__}: {seen}")
         seen = seen.__cause__
-    failures = [classify(text) for text in texts]
+    failures = [classify(text, on_gpu=on_gpu) for text in texts]
     return next((failure for failure in failures if failure.kind is FailureKind.OUT_OF_MEMORY), failures[0])
 
 

@@ -96,9 +96,9 @@ class StepRunner:
         try:
             with torch.inference_mode():
                 return self._step(batch)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 raised again, without what it holds
             _forget_frames(error)
-            raise
+            raise error.with_traceback(None)  # noqa: B904 it is the same error
 
     def _step(self, batch: Batch) -> StepOutput:
         llm = self.loaded
@@ -274,7 +274,8 @@ def _joined(outputs: Sequence[StepOutput]) -> StepOutput:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Let go of the tensors that the frames of an error hold, also of the errors it came from."""
+    """Let go of the tensors that an error holds by the frames that it passed; where it came from stays as a note."""
+    error.add_note("".join(traceback.format_tb(error.__traceback__)))
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -282,5 +283,6 @@ def _forget_frames(error: BaseException) -> None:
         if one is not None and id(one) not in seen:
             seen.add(id(one))
             traceback.clear_frames(one.__traceback__)
+            one.__traceback__ = None  # a cleared frame still has its function, whose closure may hold tensors
             pending += [one.__cause__, one.__context__]
     gc.collect()

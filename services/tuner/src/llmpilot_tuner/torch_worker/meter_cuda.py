@@ -98,7 +98,7 @@ class CudaMeter:
         )
         self._runner = runner_of(order, f"cuda:{order.rank}", self._ranks)
         self._gauge = CudaGauge(order.rank)
-        self._steps = InProcess(self._runner, self._gauge, capacity_bytes=order.capacity_bytes)
+        self._steps = InProcess(self._runner, self._gauge, capacity_bytes=order.capacity_bytes, on_gpu=True)
 
     def start(self) -> Ready:
         """Take the GPU, load the LLM, meet the other ranks and warm up."""
@@ -116,7 +116,7 @@ class CudaMeter:
             self._ranks.meet("start")
             self._steps.warm_up(warm_up_batches(self._order.execution))
         except RuntimeError as error:
-            failure = classify_exception(error)
+            failure = classify_exception(error, on_gpu=True)
             if failure.kind is not FailureKind.OUT_OF_MEMORY:
                 raise
             raise PreconditionError(

@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
@@ -214,7 +215,7 @@ def _read(config_json: str, folder: Path, dtype: Any, execution: Execution) -> A
             attn_implementation=_implementation(execution),
             local_files_only=True,
         )
-    except (OSError, *_REFUSALS) as error:
+    except (OSError, SafetensorError, *_REFUSALS) as error:
         if _is_out_of_memory(error):
             raise
         raise PreconditionError(
