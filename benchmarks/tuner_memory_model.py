@@ -142,7 +142,7 @@ def compare(name: str, dtype: str) -> Iterator[Row]:
     config = parse_llm(text)
     layouts = [Layout.PADDED] if config.spec.is_encoder_decoder else list(Layout)
     for layout in layouts:
-        for attention in Attention:
+        for attention in [Attention.FUSED] if dtype == "float16" else Attention:  # its products are slow on CPUs
             execution = Execution(layout=layout, attention=attention, activation_bits=DTYPES[dtype])
             runner = StepRunner(config_json=text, model_folder=None, execution=execution, device="cpu")
             runner.load()

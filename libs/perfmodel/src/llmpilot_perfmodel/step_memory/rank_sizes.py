@@ -30,6 +30,8 @@ class Habits:
     """Gate and up are halves of one tensor."""
     kept_after_attention: int = 2
     """Tensors of hidden size that a layer holds while its feed-forward part runs, besides what came into it."""
+    float_routing: bool = True
+    """Weights of experts stay 32-bit numbers, and so does what they are multiplied with."""
 
 
 _LLAMA = Habits()
@@ -44,6 +46,8 @@ _HABITS = {
     "gptj": Habits(rotary_share=0.25, activation_tensors=4),
     "mpt": _LEARNED,
     "opt": Habits(rotary_share=0, kept_after_attention=1),
+    "qwen2_moe": Habits(float_routing=False),
+    "qwen3_moe": Habits(float_routing=False),
     "phi3": Habits(one_projection=True, one_gate_projection=True),
 }
 """Families that differ from Llama; an unknown one is taken for a relative of it."""
@@ -159,8 +163,8 @@ def _passed_bytes(config: LlmConfig, architecture: Architecture, execution: Exec
     inner = experts.expert_inner_size // parts
     # Indices of grouped experts: 8 of top-k, 16 of the sort, 8 of its inverse; 4 each of two weights and the counts.
     gating = per_token * (a.hidden_size + (6 if a.family.expert_bias else 4) * inner) * number + 36 * per_token
-    # Weights of experts are 32-bit numbers, and so is what they are multiplied with.
-    joining = per_token * (a.hidden_size * 2 * (number + _FLOAT_BYTES) + 44)
+    weighted = _FLOAT_BYTES if habits.float_routing else number
+    joining = per_token * (a.hidden_size * 2 * (number + weighted) + 44)
     shared = _dense(experts.shared_inner_size // parts, habits, gated=True) * number + a.hidden_size * number
     routed = max(gating, joining) + experts.expert_count * number
     return max(routed, shared if experts.shared_inner_size else 0, dense if experts.dense_layer_count else 0)
