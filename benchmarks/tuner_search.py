@@ -26,38 +26,38 @@ from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.probes.open_probe import open_probe
 from llmpilot_tuner.tuning_run import TuningRun
 
-SIZES = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 512, "max_position_embeddings": 4096}
+SIZES = {"hidden_size": 128, "intermediate_size": 344, "vocab_size": 2048, "max_position_embeddings": 4096}
 LLAMA = {
     **SIZES,
     "model_type": "llama",
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
     "hidden_act": "silu",
     "torch_dtype": "float32",
 }
 T5 = {
     "model_type": "t5",
-    "d_model": 64,
-    "d_ff": 128,
+    "d_model": 128,
+    "d_ff": 512,
     "d_kv": 16,
-    "num_heads": 4,
-    "num_layers": 2,
-    "vocab_size": 512,
+    "num_heads": 8,
+    "num_layers": 4,
+    "vocab_size": 2048,
     "decoder_start_token_id": 0,
     "torch_dtype": "float32",
 }
 LLMS: dict[str, dict[str, object]] = {
     "Llama MHA": LLAMA,
-    "Llama GQA": {**LLAMA, "num_key_value_heads": 1},
-    "GPT-NeoX": {**LLAMA, "model_type": "gpt_neox", "intermediate_size": 256, "hidden_act": "gelu"},
+    "Llama GQA": {**LLAMA, "num_key_value_heads": 2},
+    "GPT-NeoX": {**LLAMA, "model_type": "gpt_neox", "intermediate_size": 512, "hidden_act": "gelu"},
     "StarCoder (MQA)": {
         "model_type": "gpt_bigcode",
-        "n_embd": 64,
-        "n_head": 4,
-        "n_layer": 2,
+        "n_embd": 128,
+        "n_head": 8,
+        "n_layer": 4,
         "n_positions": 4096,
-        "vocab_size": 512,
+        "vocab_size": 2048,
         "multi_query": True,
         "torch_dtype": "float32",
     },
