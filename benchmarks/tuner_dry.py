@@ -95,7 +95,8 @@ def main() -> None:
         off = 100 * (result.max_batch_weight / predicted - 1) if predicted else float("nan")
         print(
             f"| {name} | {gpu_count} | {gib} | {prefill_limit or 'none'} | {predicted:,} | "
-            f"{result.max_batch_weight:,} | {off:+.3f} | {len(result.probes)} | {steps} | {seconds:.1f} | {memory.peak_bytes / MEGABYTE:,.0f} |",
+            f"{result.max_batch_weight:,} | {off:+.3f} | {len(result.probes)} | {steps} | {seconds:.1f} | "
+            f"{memory.peak_bytes / MEGABYTE:,.0f} |",
             flush=True,
         )
 

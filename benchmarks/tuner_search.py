@@ -1,8 +1,9 @@
 """The tuner's search against plain binary search and against every weight probed, under a real limit of memory.
 
 Six architectures with random weights run on the CPU; an allocation beyond the limit really fails. First table: a range
-of a million weights, 1 % precision. Second table (--truth): a small range, every weight of it probed with every maximal
-batch; the weight that was found must not be above the largest that passes, and at most 1 % below.
+of a million weights, 1 % precision. Second table (--truth): a small range, every weight of it probed, near the limit
+with every maximal batch, by the same worker as the search; what was found must not be above the largest safe weight,
+and at most 1 % below.
 
 Usage: python benchmarks/tuner_search.py [--truth] [--llm NAME ...]
 """
@@ -12,8 +13,10 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.corners import corner_batches
@@ -21,10 +24,11 @@ from llmpilot_tuner.domain.events import ProbeEnded, TuningEnded
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.plan import plan_of
 from llmpilot_tuner.domain.probing import Outcome, ProbeKind, Prober
+from llmpilot_tuner.domain.search import Search
 from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.probes.open_probe import open_probe
-from llmpilot_tuner.tuning_run import TuningRun
+from llmpilot_tuner.tuning_run import TuningRun, searched
 
 SIZES = {"hidden_size": 128, "intermediate_size": 344, "vocab_size": 2048, "max_position_embeddings": 4096}
 LLAMA = {
@@ -70,8 +74,20 @@ LLMS: dict[str, dict[str, object]] = {
         "num_experts_per_tok": 2,
     },
 }
-WIDE = {"longest_sequence": 250, "most_new_tokens": 100, "most_requests": 4000}
-NARROW = {"longest_sequence": 16, "most_new_tokens": 8, "most_requests": 48}
+
+
+class Shape(NamedTuple):
+    """What requests may be."""
+
+    longest_sequence: int
+    most_new_tokens: int
+    most_requests: int
+
+
+WIDE = Shape(longest_sequence=250, most_new_tokens=100, most_requests=4000)
+NARROW = Shape(longest_sequence=64, most_new_tokens=32, most_requests=32)
+NEAR = 0.05
+"""Share of the weights around the limit that are probed with every maximal batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +102,7 @@ class Row:
     seconds: float
 
 
-def spec_of(name: str, *, memory_mib: float, precision: float, limits: dict[str, int]) -> TuningSpec:
+def spec_of(name: str, *, memory_mib: float, precision: float, limits: Shape) -> TuningSpec:
     """Return a tuning of one architecture under a limit."""
     return TuningSpec(
         config_json=json.dumps(LLMS[name]),
@@ -99,7 +115,9 @@ def spec_of(name: str, *, memory_mib: float, precision: float, limits: dict[str,
         precision=precision,
         prefill_limit=None,
         soak_steps=0,
-        **limits,
+        longest_sequence=limits.longest_sequence,
+        most_new_tokens=limits.most_new_tokens,
+        most_requests=limits.most_requests,
     )
 
 
@@ -139,7 +157,7 @@ async def plain(name: str, spec: TuningSpec) -> Row:
     )
 
 
-async def probe(prober: Prober, cases: "tuple[Batch, ...] | list[Batch]") -> tuple[bool, int]:
+async def probe(prober: Prober, cases: Sequence[Batch]) -> tuple[bool, int]:
     """Run cases until one fails; returns whether none did, and how many ran."""
     count, passed = 0, True
     async with aclosing(prober.run(cases)) as runs:
@@ -157,19 +175,32 @@ def every_maximal_batch(limits: Limits, weight: int) -> list[Batch]:
     return list({replace(batch, case=""): batch for batch in batches}.values())
 
 
-async def truth(spec: TuningSpec) -> tuple[int, int]:
-    """Probe every weight of the range; returns the largest below which all passed, and the steps it took."""
-    plan, steps = plan_of(spec), 0
-    problem = plan.problem
-    largest = 0
-    async with open_probe(plan) as prober:
-        for weight in range(problem.lowest, problem.highest + 1, problem.granule):
-            passed, ran = await probe(prober, every_maximal_batch(plan.limits, weight))
-            steps += ran
-            if not passed:
-                break
-            largest = weight
+async def largest_passing(prober: Prober, weights: range, batches: Callable[[int], Sequence[Batch]]) -> tuple[int, int]:
+    """Probe weights in turn; returns the largest below the first that failed, and the steps it took."""
+    largest, steps = weights.start - weights.step, 0
+    for weight in weights:
+        passed, ran = await probe(prober, batches(weight))
+        steps += ran
+        if not passed:
+            break
+        largest = weight
     return largest, steps
+
+
+async def truth(spec: TuningSpec) -> tuple[int, int, int]:
+    """Return the largest weight below which all passed, the steps it took to know, and what the search finds."""
+    plan = plan_of(spec)
+    problem = plan.problem
+    async with open_probe(plan) as prober:
+        every = range(problem.lowest, problem.highest + 1, problem.granule)
+        near, steps = await largest_passing(prober, every, problem.cases)
+        around = range(max(problem.lowest, int(near * (1 - NEAR))), near + 1, problem.granule)
+        largest, more = await largest_passing(prober, around, lambda weight: every_maximal_batch(plan.limits, weight))
+        search = Search(problem)
+        async with aclosing(searched(search, prober)) as events:
+            async for _ in events:
+                pass
+    return largest, steps + more, search.passed or 0
 
 
 async def search_table(names: list[str]) -> None:
@@ -178,7 +209,7 @@ async def search_table(names: list[str]) -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     counts: list[int] = []
     for name in names:
-        for memory_mib in (100, 300, 900):
+        for memory_mib in (100, 300):
             spec = spec_of(name, memory_mib=memory_mib, precision=0.01, limits=WIDE)
             ours, theirs = await guided(name, spec), await plain(name, spec)
             counts.append(ours.probe_count)
@@ -195,12 +226,11 @@ async def truth_table(names: list[str]) -> None:
     print("|---|---|---|---|---|---|")
     for name in names:
         weights = plan_of(spec_of(name, memory_mib=1000, precision=0.01, limits=NARROW)).predict.weight_bytes
-        memory_mib = weights / 2**20 + 1.5
+        memory_mib = weights / 2**20 + 6
         spec = spec_of(name, memory_mib=memory_mib, precision=0.01, limits=NARROW)
-        largest, steps = await truth(spec)
-        ours = await guided(name, spec)
-        below = 100 * (1 - ours.weight / largest) if largest else 0.0
-        print(f"| {name} | {memory_mib:.1f} | {largest:,} | {steps:,} | {ours.weight:,} | {below:.2f} |", flush=True)
+        largest, steps, found = await truth(spec)
+        below = 100 * (1 - found / largest) if largest else 0.0
+        print(f"| {name} | {memory_mib:.1f} | {largest:,} | {steps:,} | {found:,} | {below:.2f} |", flush=True)
 
 
 def main() -> None:

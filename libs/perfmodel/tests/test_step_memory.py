@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -307,3 +308,26 @@ def test_sliding_window_cuts_the_cache_of_a_padded_batch() -> None:
     cut = step_memory(config(LLAMA, model_type="mistral", sliding_window=128), decode(rows(2, 500, 12)), PADDED)
     assert whole.cache_bytes == 2 * 512 * 64
     assert cut.cache_bytes == 2 * 128 * 64
+
+
+@given(
+    llm=st.sampled_from([*LLMS, config(LLAMA, model_type="mistral", sliding_window=16)]),
+    attention=st.sampled_from(Attention),
+    shapes=st.lists(SHAPES, min_size=1, max_size=5),
+    residents=st.tuples(st.integers(0, 9), st.integers(2, 99)),
+)
+def test_many_padded_steps_at_once_take_what_each_takes(
+    llm: LlmConfig, attention: Attention, shapes: list[tuple[int, int, int]], residents: tuple[int, int]
+) -> None:
+    model = StepMemoryModel(llm, replace(PADDED, attention=attention))
+    others = (rows(residents[0], residents[1] - 1),) if residents[0] else ()
+    requests, inputs, outputs = np.array(shapes, dtype=np.float64).T
+
+    def needed(batch: Batch) -> float:
+        memory = model.of(batch)
+        return memory.cache_bytes + memory.working_bytes
+
+    prefills = [needed(prefill(rows(n, read), residents=others)) for n, read, _ in shapes]
+    decodes = [needed(decode(rows(*shape))) for shape in shapes]
+    assert model.prefill_bytes(requests, inputs, [residents]) == pytest.approx(prefills)
+    assert model.decode_bytes(requests, inputs, outputs) == pytest.approx(decodes)

@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from llmpilot_perfmodel.batching.policies import TgiPolicy, TgisPolicy
+from llmpilot_perfmodel.steps.step_time import StepConstants
+from llmpilot_simulator.settings import ModelledTimes
+
 STREAM = "/generate_stream"
 WHOLE = "/generate"
 
@@ -140,3 +144,24 @@ def test_info_says_that_the_server_is_simulated(simulator: Any) -> None:
     assert info["model_device_type"] == "simulated"
     assert info["simulated"] is True
     assert info["max_total_tokens"] == 1000
+
+
+def test_info_has_the_limits_of_the_batch_where_it_is_tgis(start_simulator: Any) -> None:
+    """Under the names of TGI's router, which does not tell its prefill limit; another server's are not TGI's."""
+    constants = StepConstants(
+        decode_seconds=0.001,
+        decode_seconds_per_sequence=0,
+        decode_seconds_per_cached_token=0,
+        prefill_seconds=0.001,
+        prefill_seconds_per_token=0,
+        prefill_seconds_per_request=0,
+    )
+    policy = TgiPolicy(max_batch_total_tokens=4810, max_batch_prefill_tokens=2048, max_batch_size=16)
+    with start_simulator(times=ModelledTimes(policy=policy, tables=constants.tables())) as client:
+        info = client.send("/info").json()
+    assert (info["max_batch_total_tokens"], info["max_batch_size"]) == (4810, 16)
+    assert (info["max_waiting_tokens"], info["waiting_served_ratio"]) == (20, 0.3)
+    with start_simulator(
+        times=ModelledTimes(policy=TgisPolicy(max_batch_weight=4810), tables=constants.tables())
+    ) as client:
+        assert "max_batch_total_tokens" not in client.send("/info").json()

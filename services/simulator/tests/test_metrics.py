@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmpilot_perfmodel.batching.policies import Policy, TgisPolicy, Vllm0Policy, Vllm1Policy
 from llmpilot_simulator.metrics import Histogram, Statistics, VllmCollector
 from llmpilot_simulator.pace import FixedPace
 
@@ -69,3 +70,26 @@ def test_metrics_have_vllms_names_and_labels() -> None:
     assert samples["vllm:prompt_tokens_total", None].value == 7
     assert samples["vllm:request_success_total", "length"].value == 2
     assert samples["vllm:num_requests_running", None].labels == {"model_name": "m-simulated", "engine": "0"}
+
+
+BLOCKS: list[tuple[Policy | None, set[tuple[str, str, str]]]] = [
+    (Vllm1Policy(block_count=300), {("300", "16", "True")}),
+    (Vllm0Policy(block_count=200, block_size=32), {("200", "32", "False")}),
+    (TgisPolicy(max_batch_weight=4800), set()),
+    (None, set()),
+]
+
+
+@pytest.mark.parametrize(("policy", "expected"), BLOCKS)
+def test_the_blocks_of_the_cache_are_told_as_vllm_tells_them(
+    policy: Policy | None, expected: set[tuple[str, str, str]]
+) -> None:
+    """As labels, which are text, of a number that is always 1; a server without blocks has no such number."""
+    registry = CollectorRegistry()
+    pace = FixedPace(ttft_seconds=0, itl_seconds=0)
+    registry.register(VllmCollector(model_id="m", statistics=Statistics(), load=pace, policy=policy))
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    samples = [sample for family in families for sample in family.samples if sample.name == "vllm:cache_config_info"]
+    names = ("num_gpu_blocks", "block_size", "enable_prefix_caching")
+    assert {tuple(sample.labels[name] for name in names) for sample in samples} == expected
+    assert all(sample.value == 1 for sample in samples)

@@ -104,20 +104,24 @@ def test_every_option_arrives() -> None:
     assert (made.step_seconds, made.soak_steps, made.seed) == (9, 7, 3)
 
 
-def test_a_server_is_one_that_runs_or_a_command() -> None:
+def test_a_server_is_one_that_runs_or_a_command(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.touch()
     url = ("--gpu", "1xA100-40GB", "--probe", "server", "--url", "grpc://127.0.0.1:8033")
-    assert spec(*url, "--server-log", "x.log").target == ServerTarget(
-        url="grpc://127.0.0.1:8033", log_file=Path("x.log")
-    )
-    target = spec(*url, "--start", "serve 'a b' --max-batch-weight {weight}").target
+    assert spec(*url, "--server-log", str(log)).target == ServerTarget(url="grpc://127.0.0.1:8033", log_file=log)
+    target = spec(*url, "--start", "serve 'a b' --max-batch-weight {weight}", "--start-seconds", "1800").target
     assert target is not None
     assert target.command == ("serve", "a b", "--max-batch-weight", "{weight}")
+    assert target.start_seconds == 1800
 
 
 def test_everything_wrong_is_told_at_once() -> None:
     found = problems("--url", "http://x:1", "--start", "serve", "--server-log", "log")
     assert found.keys() == {"--config", "--gpu-memory", "--url", "--start", "--server-log"}
     assert "1xA100-40GB" in found["--gpu-memory"]
+
+
+PROBE = ("--gpu-memory", "9GB", "--probe", "server")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,10 @@ def test_everything_wrong_is_told_at_once() -> None:
         (("--gpu-memory", "0GiB"), "--gpu-memory", "must be > 0"),
         (("--gpu-memory", "9GB", "--probe", "server"), "--url", "is needed by --probe server"),
         (("--gpu-memory", "9GB", "--probe", "server", "--url", "localhost"), "--url", "http://HOST:8000"),
+        ((*PROBE, "--url", "http://h:99999"), "--url", "http://HOST:8000"),
+        ((*PROBE, "--url", "http://h:1", "--start-seconds", "9"), "--start-seconds", "goes with --start"),
+        ((*PROBE, "--url", "http://h:1", "--server-log", "/no/log"), "--server-log", "cannot be read"),
+        ((*PROBE, "--url", "http://h:1", "--start", "x", "--server-log", "/no/log"), "--server-log", "without --start"),
         (("--gpu-memory", "9GB", "--probe", "server", "--url", "http://h:1", "--start", "'"), "--start", "split"),
         (("--gpu-memory", "9GB", "--probe", "server", "--url", "http://h:1", "--start", ""), "--start", "is empty"),
     ],

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -135,7 +134,7 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "an LLM larger than its GPU": (
         ("--config", "llama-3.1-70b", "--gpu-memory", "24GiB"),
         1,
-        "108.30 GiB too little; 8 GPUs",
+        "108.30 GiB too little; the smallest tensor parallelism that fits is 8 such GPUs",
     ),
     "no room for one request": (
         ("--config", "llama-3.1-8b", "--gpu-memory", "15.9GiB"),
@@ -148,6 +147,27 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a cache that is no folder": ((*LLAMA, "--cache", "/dev/null"), 1, "cannot be made a folder"),
     "a server nobody knows": ((*LLAMA, "--server", "triton"), 2, "triton"),
     "no server to probe": ((*LLAMA, "--probe", "server"), 2, "--url: is needed"),
+    "a server that is not there": (
+        (*LLAMA, "--probe", "server", "--url", "grpc://127.0.0.1:1"),
+        1,
+        "no healthy tgis server answers at grpc://127.0.0.1:1",
+    ),
+    "a server of another kind": (
+        (*LLAMA, "--probe", "server", "--url", "http://127.0.0.1:1"),
+        2,
+        "--url: must be grpc://",
+    ),
+    "a command that is not there": (
+        (*LLAMA, "--probe", "server", "--url", "grpc://127.0.0.1:1", "--start", "no-such-program {weight}"),
+        1,
+        "cannot be run: no-such-program",
+    ),
+    "a command with a wrong name in it": (
+        (*LLAMA, "--probe", "server", "--url", "grpc://127.0.0.1:1", "--start", "serve {wieght}"),
+        2,
+        "--start: '{wieght}' cannot be filled in",
+    ),
+    "more requests than are looked at": ((*LLAMA[:4], "--max-requests", "100000000"), 2, "--max-requests: must be <="),
 }
 
 
@@ -255,33 +275,6 @@ def test_without_nats_the_result_stands_and_the_warning_says_so(tmp_path: Path) 
     assert result.exit_code == 0
     assert "warning: the event was not sent" in result.stderr
     assert int((tmp_path / "weight").read_text()) > 0
-
-
-def test_the_simulator_starts_with_the_file(tmp_path: Path) -> None:
-    """As a container would after its init step: the same number is what the server says it has."""
-    file = tmp_path / "server.env"
-    assert tune(*LLAMA, "--reserve", "6GiB", "--env-file", str(file)).exit_code == 0
-    serve = f"{sys.executable} -u -m llmpilot_console simulate serve --llm llama-3.1-8b --gpu 1xA100-40GB"
-    serve += ' --http 127.0.0.1:0 --grpc 127.0.0.1:0 --max-batch-weight "$MAX_BATCH_WEIGHT"'
-    serve += ' --context-length "$MAX_SEQUENCE_LENGTH"'
-    command = ["sh", "-c", f". '{file}'; exec {serve}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            assert process.stdout is not None
-            lines = []
-            for line in process.stdout:
-                lines.append(line)
-                if found := re.search(r"http://[0-9.:]+", line):
-                    break
-            else:
-                pytest.fail(f"ended before it listened: {lines}")
-            with urlopen(f"{found[0]}/health", timeout=DEADLINE_SECONDS) as answer:  # noqa: S310 this machine
-                assert answer.status == 200
-        finally:
-            process.terminate()
-            process.communicate(timeout=DEADLINE_SECONDS)
-    weight = int(variables_of(file)["MAX_BATCH_WEIGHT"])
-    assert f"maximum batch weight {weight:,} tokens" in "".join(lines)
 
 
 def test_a_terminal_is_shown_a_bar_and_the_same_lines(tmp_path: Path) -> None:

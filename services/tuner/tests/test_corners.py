@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_perfmodel.step_memory.batch import Batch, Layout, Rows
+from llmpilot_perfmodel.bundled_llms import bundled_config
+from llmpilot_perfmodel.llm_config import parse_llm
+from llmpilot_perfmodel.precision import precision_named
+from llmpilot_perfmodel.step_memory.batch import Batch, Execution, Layout, Rows
 from llmpilot_tuner.domain.admissibility import is_admissible
 from llmpilot_tuner.domain.corners import corner_batches, sweep_batches
 from llmpilot_tuner.domain.limits import Limits
+from llmpilot_tuner.domain.plan import prediction
 from llmpilot_tuner.domain.servers import TGI, TGI_PADDED, TGIS_FLASH, TGIS_PADDED, VLLM, ServerRules
 
 SERVERS = [TGIS_FLASH, TGIS_PADDED, TGI, TGI_PADDED, VLLM]
@@ -208,3 +212,24 @@ def test_corners_of_real_limits_are_few_and_take_milliseconds(rules: ServerRules
     # About 1 ms on the machine that this was written on.
     assert min(seconds) < 0.02
     assert len(corners) <= 12
+
+
+def test_batch_that_an_llm_needs_most_for_is_a_corner_case() -> None:
+    """3 inputs of 2,566 tokens and 1 of 4,095 weigh as much as 2 of 3,142, whose position bias takes 5 % more."""
+    execution = Execution(layout=Layout.PADDED)
+    config = parse_llm(bundled_config("google/flan-t5-xl"))
+    costs = prediction(config, execution, precision_named("fp16"))
+    limits = Limits(
+        rules=TGIS_PADDED, longest_sequence=4096, most_new_tokens=2048, most_requests=8, is_encoder_decoder=True
+    )
+    without, corners = corner_batches(limits, 19_768_963), corner_batches(limits, 19_768_963, costs)
+    assert corners[:-1] == without
+    assert (corners[-1].case, shapes(corners[-1].prefill)) == ("prefill_dearest", [(2, 3142)])
+    beside_weights = [max(map(costs, batches)) - costs.weight_bytes for batches in (without, corners)]
+    assert beside_weights[1] > 1.04 * beside_weights[0]
+
+
+def test_lowest_and_highest_weight_of_a_server_with_blocks_are_whole_blocks() -> None:
+    """1255 tokens take 79 blocks of 16: with 78, which 1255 // 16 are, the server would not start."""
+    limits = Limits(rules=VLLM, longest_sequence=1255, most_new_tokens=381, most_requests=4)
+    assert (limits.lowest_weight, limits.highest_weight) == (79 * 16, 4 * 79 * 16)

@@ -5,15 +5,17 @@ The memory is the form of the servers' peak: cache + the larger of attention (to
 rectangle, with every filling by residents.
 """
 
-from collections.abc import Iterator
+import runpy
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import combinations_with_replacement
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llmpilot_perfmodel.step_memory.batch import Batch, Layout, Rows
+from llmpilot_perfmodel.step_memory.batch import Batch, Layout
 from llmpilot_tuner.domain.admissibility import is_admissible
 from llmpilot_tuner.domain.corners import corner_batches
 from llmpilot_tuner.domain.limits import Limits
@@ -22,6 +24,9 @@ from llmpilot_tuner.domain.servers import TGI, TGI_PADDED, TGIS_FLASH, TGIS_PADD
 MEMORIES = 60
 Features = npt.NDArray[np.float64]
 
+EVERY_BATCH: Callable[[Limits, int], Iterator[Batch]] = runpy.run_path(str(Path(__file__).with_name("every_batch.py")))[
+    "every_batch"
+]
 PAGED = replace(VLLM, block_size=4)
 
 
@@ -86,83 +91,22 @@ def worst(points: Features, cache: Features, phases: Features) -> float:
     return float((points @ cache + (points @ phases.T).max(axis=1)).max())
 
 
-def grouped(lengths: tuple[int, ...], limits: Limits, *, new: bool) -> tuple[Rows, ...]:
-    """Return requests of these tokens each, those that are not new at the end of their lives."""
-    rows = []
-    for length in sorted(set(lengths)):
-        output = 1 if new else min(limits.most_new_tokens, length - 1)
-        rows.append(Rows(request_count=lengths.count(length), input_tokens=length - output, output_tokens=output))
-    return tuple(rows)
+@lru_cache(maxsize=1)
+def padded(limits: Limits) -> list[tuple[Batch, Features]]:
+    """Return every batch of a server that pads, none of which depends on the weight, with its features."""
+    return [(batch, features(batch, limits)) for batch in EVERY_BATCH(limits, 0)]
 
 
-def packed_batches(limits: Limits, weight: int) -> Iterator[Batch]:
-    """Yield every multiset of requests, as a prefill and as a decode step."""
-    for count in range(1, limits.most_requests + 1):
-        for lengths in combinations_with_replacement(range(2, limits.longest_sequence + 1), count):
-            total = sum(lengths)
-            if total <= weight:
-                yield Batch(case="", prefill=grouped(lengths, limits, new=True), pool_tokens=weight)
-                decode = grouped(lengths, limits, new=False)
-                copied = limits.rules.extra_caches * total
-                yield Batch(case="", decode=decode, pool_tokens=weight, copied_tokens=copied)
-
-
-def chunked_batches(limits: Limits, weight: int) -> Iterator[Batch]:
-    """Yield every multiset of chunks, of any context, and of decode steps."""
-    size = limits.rules.block_size
-    pool = max(weight, -(-limits.longest_sequence // size) * size) // size * size
-    kinds = [(0, 0, length) for length in range(2, limits.longest_sequence + 1)]
-    kinds += [
-        (read, before, 0)
-        for read in range(1, limits.longest_sequence)
-        for before in range(limits.longest_sequence - read)
-        # Blocks are what limits context: a shorter one in as many blocks has nothing that this one has not.
-        if (before + read + 1) % size == 0 or before + read + 1 == limits.longest_sequence or before == 0
-    ]
-    kinds = [kind for kind in kinds if not kind[2] or kind[2] % size == 0 or kind[2] == limits.longest_sequence]
-    for count in range(1, limits.most_requests + 1):
-        for chosen in combinations_with_replacement(kinds, count):
-            prefill = tuple(
-                Rows(request_count=1, input_tokens=read, output_tokens=1, context_tokens=before)
-                for read, before, length in chosen
-                if not length
-            )
-            decode = grouped(tuple(length for _, _, length in chosen if length), limits, new=False)
-            yield Batch(case="", prefill=prefill, decode=decode, pool_tokens=pool)
-
-
-def padded_batches(limits: Limits) -> Iterator[Batch]:
-    """Yield every rectangle, those of requests that are not alike included, with every rectangle of residents."""
-    pairs = [(i, o) for i in range(1, limits.longest_sequence) for o in range(1, limits.longest_sequence - i + 1)]
-    ends = [(i, o) for i, o in pairs if o <= limits.most_new_tokens]
-    if not limits.is_encoder_decoder:
-        ends = [(i, o) for i, o in ends if o == min(limits.most_new_tokens, i + o - 1)]
-    for count in range(1, limits.most_requests + 1):
-        for inputs, outputs in ends:
-            alike = (Rows(request_count=count, input_tokens=inputs, output_tokens=outputs),)
-            yield Batch(case="", decode=alike)
-            if count > 1:
-                for other in ends:
-                    rest = Rows(request_count=1, input_tokens=other[0], output_tokens=other[1])
-                    yield Batch(case="", decode=(replace(alike[0], request_count=count - 1), rest))
-        for length in range(1, limits.longest_sequence):
-            prefill = (Rows(request_count=count, input_tokens=length, output_tokens=1),)
-            yield Batch(case="", prefill=prefill)
-            for resident_count in range(1, limits.most_requests - count + 1):
-                for inputs, outputs in ends:
-                    residents = (Rows(request_count=resident_count, input_tokens=inputs, output_tokens=outputs),)
-                    yield Batch(case="", prefill=prefill, residents=residents)
+def every(limits: Limits, weight: int) -> Iterable[tuple[Batch, Features]]:
+    """Return every batch with its features."""
+    if limits.rules.layout is Layout.PADDED:
+        return padded(limits)
+    return ((batch, features(batch, limits)) for batch in EVERY_BATCH(limits, weight))
 
 
 def check(limits: Limits, weight: int) -> float:
     """Return how much more a batch needs than the corners do, as a share, at most over memories."""
-    if limits.rules.chunks_prefills:
-        every = chunked_batches(limits, weight)
-    elif limits.rules.layout is Layout.PADDED:
-        every = padded_batches(limits)
-    else:
-        every = packed_batches(limits, weight)
-    admitted = [features(batch, limits) for batch in every if is_admissible(batch, limits, weight)]
+    admitted = [numbers for batch, numbers in every(limits, weight) if is_admissible(batch, limits, weight)]
     points = np.unique(np.array(admitted), axis=0)
     corners = np.array([features(batch, limits) for batch in corner_batches(limits, weight)])
     excess = [

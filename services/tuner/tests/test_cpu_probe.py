@@ -106,7 +106,10 @@ def test_two_ranks_decide_together_and_share_the_weights() -> None:
     """Embedding and norms lie on both, as in transformers' own plan; of all else each has half."""
 
     async def main() -> None:
-        async with entered(gpu_count=2) as ranks, entered(gpu_count=2, kind=ProbeKind.DRY) as dry:
+        async with contextlib.AsyncExitStack() as stack:
+            contexts = (entered(gpu_count=2), entered(gpu_count=2, kind=ProbeKind.DRY))
+            ranks, dry = await asyncio.gather(*(stack.enter_async_context(context) for context in contexts))
+            pids = ranks.worker_pids
             assert len(ranks.worker_pids) == 2
             assert len(dry.worker_pids) == 1
             assert ranks.facts.weight_bytes == dry.facts.weight_bytes
@@ -115,7 +118,6 @@ def test_two_ranks_decide_together_and_share_the_weights() -> None:
             assert [case_run.outcome for case_run in case_runs] == [PASSED, PASSED, OUT_OF_MEMORY]
             large, as_dry = case_runs[1], (await runs_of(dry, batches[1]))[0]
             assert large.peak_bytes == pytest.approx(as_dry.peak_bytes, rel=0.15)  # gloo's own buffers, kernels'
-            pids = ranks.worker_pids
             case_runs = await runs_of(ranks, *batches[:2], *batches[:2], soak=True)
             assert [case_run.outcome for case_run in case_runs] == [PASSED] * 4
             assert ranks.worker_pids == pids

@@ -103,7 +103,11 @@ def test_it_is_so_in_16_bits(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "attention"), [*((n, Attention.FUSED) for n in TINY_LLMS if n != "t5"), ("llama-gqa", Attention.EAGER)]
+    ("name", "attention"),
+    [
+        *((name, Attention.FUSED) for name in ("llama-gqa", "gpt-neox", "gpt-bigcode", "mixtral")),
+        ("llama-gqa", Attention.EAGER),
+    ],
 )
 def test_what_shortcuts_leave_out_takes_no_more(name, attention):
     """Few layers and one request of each shape have the very peak of all layers and all requests."""
@@ -111,6 +115,16 @@ def test_what_shortcuts_leave_out_takes_no_more(name, attention):
     config = tiny_llm(name, **{"n_layer" if name == "gpt-bigcode" else "num_hidden_layers": 5})
     batches = [replace(PREFILL, pool_tokens=5000), DECODE, MIXED, CHUNK]
     assert fake_peaks(config, execution, batches) == fake_peaks(config, execution, batches, shortcuts=False)
+
+
+@pytest.mark.parametrize("name", list(TINY_LLMS))
+def test_after_loading_a_part_of_an_llm_only_its_weights_are_alive_and_never_more_were(name):
+    """But for the frequencies of rotary positions, a few numbers."""
+    execution = Execution(layout=Layout.PADDED, activation_bits=32, gpu_count=2)
+    with FakeMemory(2**40, rounding_bytes=0) as memory:
+        made = StepRunner(config_json=TINY_LLMS[name], model_folder=None, execution=execution, device="cpu")
+        made.load()
+        assert made.weight_bytes <= memory.live_bytes <= memory.peak_bytes < made.weight_bytes + 100
 
 
 def test_a_gpu_gives_out_multiples_of_512_bytes():

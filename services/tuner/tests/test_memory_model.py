@@ -1,6 +1,6 @@
 """The formulas of `step_memory` against what PyTorch's CPU allocator gives out for the same step, byte for byte.
 
-16 bits are float16 here: for bfloat16 oneDNN takes scratch space of its own, which no formula knows.
+Decode steps in 16 bits are in float16 here: for bfloat16 oneDNN takes scratch space of its own, which no formula knows.
 """
 
 import contextlib
@@ -120,6 +120,14 @@ def test_decoder_steps_take_what_the_formulas_say(name: str, layout: Layout, att
 def test_decoder_steps_in_16_bits_take_what_the_formulas_say(layout: Layout, attention: Attention) -> None:
     execution = Execution(layout=layout, attention=attention, activation_bits=16)
     assert_right(TINY_LLM("llama-gqa"), execution, [PREFILLS[0], RESIDENTS, DECODE])
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt-bigcode"])
+@pytest.mark.parametrize("layout", Layout)
+def test_what_is_read_in_bfloat16_takes_what_the_formulas_say(layout: Layout, name: str) -> None:
+    """Also where the last tokens of several requests, which do not lie together, enter the head."""
+    execution = Execution(layout=layout, activation_bits=16)
+    assert_right(TINY_LLM(name, torch_dtype="bfloat16", vocab_size=8192), execution, [*PREFILLS[1:], RESIDENTS])
 
 
 @pytest.mark.parametrize("layout", Layout)

@@ -26,6 +26,9 @@ from llmpilot_tuner.domain.probing import CaseRun, Outcome, ProbeKind, Prober  #
 from llmpilot_tuner.domain.spec import TuningSpec  # noqa: E402
 from llmpilot_tuner.probes.analytic_probe import AnalyticProber  # noqa: E402
 from llmpilot_tuner.probes.torch_probe import TorchProber  # noqa: E402
+from llmpilot_tuner.probes.worker_messages import Order  # noqa: E402
+from llmpilot_tuner.torch_worker.meter_cpu import CpuMeter  # noqa: E402
+from llmpilot_tuner.torch_worker.meter_cuda import CudaMeter  # noqa: E402
 
 HERE = Path(__file__).parent
 LLAMA = runpy.run_path(str(HERE / "tiny_llms.py"))["tiny_llm"](
@@ -58,7 +61,7 @@ def spec(kind: ProbeKind, *, capacity_bytes: int = CAPACITY, config_json: str = 
 def prober_of(wanted: TuningSpec) -> Prober:
     config = parse_llm(wanted.config_json)
     if wanted.probe is ProbeKind.ANALYTIC:
-        return AnalyticProber(wanted, config, EXECUTION, prediction(config, EXECUTION, precision_named("fp32")))
+        return AnalyticProber(wanted.capacity_bytes, prediction(config, EXECUTION, precision_named("fp32")))
     return TorchProber(wanted, config, EXECUTION)
 
 
@@ -189,7 +192,10 @@ def test_facts_say_what_ran(running: Running) -> None:
     assert facts.versions
 
 
+@pytest.mark.parametrize("running", [ProbeKind.ANALYTIC, ProbeKind.CPU], ids=str, indirect=True)
 def test_a_run_that_is_cancelled_leaves_the_prober_of_use(running: Running) -> None:
+    """Of probers with workers one: they do the same about it, see also `test_worker_process`."""
+
     async def main() -> None:
         task = asyncio.ensure_future(runs_of(running.prober, [prefill(8, 100)] * 10_000))
         await asyncio.sleep(0)
@@ -201,13 +207,16 @@ def test_a_run_that_is_cancelled_leaves_the_prober_of_use(running: Running) -> N
     assert [case_run.outcome for case_run in running.run(decode(1, 10))] == [PASSED]
 
 
-WORKER_KINDS = [ProbeKind.DRY, ProbeKind.CPU]
+def order(kind: ProbeKind, capacity_bytes: int) -> Order:
+    return Order(kind=kind, config_json=LLAMA, execution=EXECUTION, capacity_bytes=capacity_bytes)
 
 
-@pytest.mark.parametrize("kind", WORKER_KINDS)
-def test_weights_that_do_not_fit_are_said_to_be_so_much_too_large(kind: ProbeKind) -> None:
+def test_weights_that_do_not_fit_are_said_to_be_so_much_too_large() -> None:
+    with pytest.raises(PreconditionError, match=f"{WEIGHT_BYTES:,} bytes .* 1,000 too many"):
+        CpuMeter(order(ProbeKind.CPU, WEIGHT_BYTES - 1000)).start()
+
     async def main() -> None:
-        async with prober_of(spec(kind, capacity_bytes=WEIGHT_BYTES - 1000)):
+        async with prober_of(spec(ProbeKind.DRY, capacity_bytes=WEIGHT_BYTES - 1000)):
             pass
 
     with pytest.raises(PreconditionError, match=f"{WEIGHT_BYTES:,} bytes .* 1,000 too many"):
@@ -217,29 +226,27 @@ def test_weights_that_do_not_fit_are_said_to_be_so_much_too_large(kind: ProbeKin
 def test_a_gpu_that_is_not_there_is_said_with_what_needs_none() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-
-    async def main() -> None:
-        async with prober_of(spec(ProbeKind.TORCH)):
-            pass
-
     with pytest.raises(PreconditionError, match=r"no GPU here: use --probe dry, .* cpu .* or analytic"):
-        asyncio.run(main())
+        CudaMeter(order(ProbeKind.TORCH, CAPACITY)).start()
 
 
-def test_a_cpu_step_whose_process_is_killed_is_run_again_and_no_limit_of_memory() -> None:
+@pytest.mark.parametrize("running", [ProbeKind.CPU], ids=str, indirect=True)
+def test_a_cpu_step_whose_process_is_killed_is_run_again_and_no_limit_of_memory(running: Running) -> None:
+    prober = running.prober
+    assert isinstance(prober, TorchProber)
+
     async def main() -> None:
-        wanted = spec(ProbeKind.CPU, capacity_bytes=2 << 30)
-        async with TorchProber(wanted, parse_llm(LLAMA), EXECUTION) as prober:
-            (first,) = prober.worker_pids
-            running = asyncio.ensure_future(runs_of(prober, [prefill(8, 900)]))  # long enough to be caught
-            while not (steps := psutil.Process(first).children()):  # noqa: ASYNC110 nothing says that it came
-                await asyncio.sleep(0.001)
-            steps[0].kill()
-            assert [case_run.outcome for case_run in await running] == [PASSED]
-            assert prober.worker_pids != (first,)
-            assert "the process of the step was killed by SIGKILL" in prober.facts.notes[-1]
+        (first,) = prober.worker_pids
+        batches = [prefill(16, 200)] * 2
+        task = asyncio.ensure_future(runs_of(prober, batches))
+        while not (steps := psutil.Process(first).children()):  # noqa: ASYNC110 nothing says that it came
+            await asyncio.sleep(0.001)
+        steps[0].kill()
+        assert [case_run.outcome for case_run in await task] == [PASSED] * 2
+        assert prober.worker_pids != (first,)
+        assert "the process of the step was killed by SIGKILL" in prober.facts.notes[-1]
 
-    asyncio.run(main())
+    running.do(main())
 
 
 def test_no_process_is_left_when_a_cpu_prober_is_killed_in_the_middle_of_a_step() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmpilot_perfmodel.step_memory.batch import Batch, Rows
 from llmpilot_tuner.domain.probing import CaseRun, NoSafeWeightError, Outcome, Probe
-from llmpilot_tuner.domain.search import Problem, Search, plain_probe_count
+from llmpilot_tuner.domain.search import Problem, Search, belongs, plain_probe_count
 
 CAPACITY = 10**9
 WEIGHTS = 10**8
@@ -220,3 +221,27 @@ def test_cases_that_are_expected_to_fail_come_first() -> None:
     )
     assert search.ordered_cases(10) == (large, small)
     assert math.isclose(search.predicted_bytes(large) or 0, WEIGHTS + 9)
+
+
+@pytest.mark.parametrize("value", [0.0, -1e30, float("nan"), float("inf"), WEIGHTS / 2])
+def test_a_prediction_that_makes_no_sense_costs_no_more_than_plain_search(value: float) -> None:
+    search = Search(problem(lambda _: value))
+    weight = found(search, linear(123_456))
+    assert 0.99 * 123_456 <= weight <= 123_456
+    assert len(search.probes) <= plain_probe_count(search.problem)
+
+
+def test_a_probe_of_another_problem_does_not_belong() -> None:
+    """Another range, another granule, no case, another case; a probe that failed may have left cases out."""
+    own = problem(None, granule=10)
+    passed, failed = probe_of(50_000, 0.5 * CAPACITY), probe_of(50_000, 2 * CAPACITY)
+    assert belongs(own, passed)
+    assert belongs(own, failed)
+    others = [
+        probe_of(LOWEST - 10, 0.1 * CAPACITY),
+        probe_of(HIGHEST + 10, 0.1 * CAPACITY),
+        probe_of(50_001, 0.5 * CAPACITY),
+        replace(passed, runs=()),
+        replace(passed, weight=60_000),
+    ]
+    assert [belongs(own, probe) for probe in others] == [False] * 5

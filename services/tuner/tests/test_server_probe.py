@@ -12,10 +12,10 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 from urllib.request import urlopen
 
 import psutil
@@ -414,7 +414,7 @@ def test_a_tuning_that_is_left_leaves_no_server(bench: Benches) -> None:
         events = server_events(
             spec, parse_llm(spec.config_json), limits_of(spec), predict=predict, predicted_weight=2048
         )
-        async with aclosing(cast("AsyncGenerator[RunEvent, None]", events)):
+        async with aclosing(events):
             async for event in events:
                 if isinstance(event, ProbeStarted):
                     return
@@ -460,3 +460,20 @@ def test_a_setting_that_no_server_has_is_refused(bench: Benches) -> None:
     tgis = bench(Server.TGIS)
     with pytest.raises(InvalidInputError, match="cannot be filled in"):
         tune(tgis.spec(("serve", "{wieght}")), 1024)
+
+
+def test_a_running_server_that_does_not_say_what_it_is_set_to_is_credited_with_what_it_held(
+    toys: Path, tmp_path: Path
+) -> None:
+    """It says nothing as its times are those of another server, and reserves 1,000 tokens; the guess is 4,000."""
+    silent = Bench(toys, tmp_path, Server.TGIS)
+    with subprocess.Popen(silent.simulator(weight="1000"), stdout=subprocess.DEVNULL) as process:
+        try:
+            _await(lambda: _answers(f"http://127.0.0.1:{silent.http}/health"), "the simulator never answered")
+            spec = silent.spec(server=Server.VLLM)
+            spec = replace(spec, target=ServerTarget(url=f"http://127.0.0.1:{silent.http}"))
+            result = result_of(tune(spec, 4000))
+        finally:
+            process.kill()
+    assert 512 <= result.max_batch_weight <= 1000
+    assert any("the server does not say what it is set to" in note for note in result.notes)

@@ -100,6 +100,18 @@ def test_live_tokens_are_those_of_replies_under_way() -> None:
     assert (live.started_count, live.early_count) == (4, 1)
 
 
+def test_a_request_that_has_its_last_token_holds_nothing_any_more() -> None:
+    """Its reply may end after the server has given its place away; the same numbers are said once more by then."""
+    live = LiveTokens()
+    live.grew(1, input_tokens=10, output_tokens=1)
+    live.grew(1, input_tokens=10, output_tokens=2, is_last=True)
+    live.grew(2, input_tokens=10, output_tokens=1)
+    live.grew(1, input_tokens=10, output_tokens=2, is_last=True)
+    assert (live.held, live.most_held) == (11, 12)
+    live.ended(1)
+    assert (live.held, live.most_held) == (11, 12)
+
+
 METRICS = """\
 # HELP vllm:cache_config_info Information of the LLMEngine CacheConfig
 vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="0",num_gpu_blocks="300"} 1.0

@@ -1,3 +1,4 @@
+import gc
 import runpy
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +110,17 @@ def test_two_ranks_of_a_llama_hold_half_of_every_matrix_and_all_norms(tmp_path):
     ranks = parts("llama-mha", tmp_path, config, 2)
     norms = (2 * 4 + 1) * 128 * 4  # two per layer and one at the end, 128 wide, of four bytes
     assert [rank.weight_bytes for rank in ranks] == [(whole.weight_bytes - norms) // 2 + norms] * 2
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt-neox"])
+def test_of_weights_that_were_cut_nothing_else_stays_alive(name, tmp_path):
+    stored(name, tmp_path, TINY_LLMS[name])
+    gc.collect()
+    before = {id(thing) for thing in gc.get_objects() if type(thing) is torch.nn.Parameter}
+    rank, _ = parts(name, tmp_path, TINY_LLMS[name], 2)
+    gc.collect()
+    made = {id(thing): thing for thing in gc.get_objects() if type(thing) is torch.nn.Parameter}
+    assert sum(made[one].nbytes for one in made if one not in before) == 2 * rank.weight_bytes
 
 
 def test_random_parts_take_the_memory_of_real_ones(tmp_path):

@@ -465,3 +465,31 @@ def test_notes_of_a_run_are_in_its_log(start_nats: StartNats) -> None:
             assert (await read_history(here.nats, "nothing")).next_index == 1
 
     asyncio.run(check())
+
+
+def test_a_cancel_that_comes_after_the_weight_was_found_changes_nothing(start_nats: StartNats) -> None:
+    """NATS was away meanwhile: the weight is told when it is back, and whoever cancelled has it."""
+
+    async def check() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        server = start_nats()
+        port = int(server.url.rpartition(":")[2])
+        async with installation(server.url) as here:
+            here.hold = holding(4096, begun, go_on)
+            async with running(here.tunings()) as tunings:
+                await here.create(tunings, "late")
+                await begun.wait()
+                stored = await here.states.get("late")
+                server.kill()
+                go_on.set()
+                while not here.closed:  # noqa: ASYNC110 the run ends without NATS
+                    await asyncio.sleep(0.01)
+                run = tunings._runs["late"]  # as the snapshot would, but at a moment that is known
+                run.see(replace(stored, job=replace(stored.job, cancel_requested=True)))
+                server = await asyncio.to_thread(start_nats, port)
+                await here.nats.wait_connected(20)
+                ended = await here.ended("late")
+        assert (ended.state, ended.max_batch_weight) == (State.SUCCEEDED, 6144)
+        assert len(await published(server.url)) == 1
+
+    asyncio.run(check())

@@ -130,7 +130,7 @@ class LoadTestConduct(Conduct[LoadTest, LogEvent, History]):
                     await emit(Noted(text=outcome.sentence))
                 return Ending(state=State.SUCCEEDED, found={"found_load": found_load})
         except Exception as error:  # noqa: BLE001 a load test that fails must not end the others
-            return self._ending_of(error)
+            return self._ending_of(error, {"found_load": found_load})
         return self._stopped({"found_load": found_load})
 
     def _measuring(self, order: Order, events: LoadTestLog) -> Measuring | None:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from llmpilot_perfmodel.batching.engine import Engine
-from llmpilot_perfmodel.batching.policies import Vllm0Policy, Vllm1Policy
+from llmpilot_perfmodel.batching.policies import Policy, Vllm0Policy, Vllm1Policy
 from llmpilot_servicekit.logs import get_logger
 from llmpilot_simulator.clock import NANOS_PER_SECOND, SystemClock
 from llmpilot_simulator.faults import Gate
@@ -71,11 +71,14 @@ def _warm_up(times: ModelledTimes) -> None:
         engine.finish_step()
 
 
+def _policy(times: Times) -> Policy | None:
+    return times.policy if isinstance(times, ModelledTimes) else None
+
+
 def _block_size(times: Times) -> int:
     """Return the tokens in a block of the prefix cache, where there is one."""
-    if isinstance(times, ModelledTimes) and isinstance(times.policy, Vllm0Policy | Vllm1Policy):
-        return times.policy.block_size
-    return _ANY_BLOCK_SIZE
+    policy = _policy(times)
+    return policy.block_size if isinstance(policy, Vllm0Policy | Vllm1Policy) else _ANY_BLOCK_SIZE
 
 
 class Application:
@@ -136,6 +139,7 @@ class Application:
             model_id=settings.model_id,
             context_length=settings.context_length,
             is_encoder_decoder=settings.is_encoder_decoder,
+            policy=_policy(settings.times),
             tokenizer=tokenizer,
             generator=Generator(
                 tokenizer,
@@ -157,7 +161,12 @@ class Application:
 def _registry(service: Service) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(
-        VllmCollector(model_id=service.public_model_id, statistics=service.server.statistics, load=service.server.load)
+        VllmCollector(
+            model_id=service.public_model_id,
+            statistics=service.server.statistics,
+            load=service.server.load,
+            policy=service.policy,
+        )
     )
     ProcessCollector(registry=registry)
     return registry

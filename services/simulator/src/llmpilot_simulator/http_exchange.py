@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 from aiohttp import HttpVersion11, web
 
+from llmpilot_perfmodel.batching.policies import Policy
 from llmpilot_simulator.clock import NANOS_PER_SECOND, Clock
 from llmpilot_simulator.faults import FAULT_HEADER, Faults, Gate, ServerFaults, held_back, parse_faults
 from llmpilot_simulator.generation import Generation, Generator
@@ -51,6 +52,8 @@ class Service:
     context_length: int
     """Tokens of prompt and reply together."""
     is_encoder_decoder: bool
+    policy: Policy | None
+    """None: times are fixed, and nothing limits a batch."""
     tokenizer: Tokenizer
     generator: Generator
     server: RealTimeServer

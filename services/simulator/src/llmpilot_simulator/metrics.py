@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from llmpilot_perfmodel.batching.policies import Policy, Vllm0Policy, Vllm1Policy
 from llmpilot_simulator.clock import NANOS_PER_SECOND
 
 _FIRST_TOKEN_SECONDS = (
@@ -123,14 +124,16 @@ class Load(Protocol):
 class VllmCollector(Collector):
     """Gives the numbers of now to a Prometheus registry."""
 
-    def __init__(self, *, model_id: str, statistics: Statistics, load: Load) -> None:
+    def __init__(self, *, model_id: str, statistics: Statistics, load: Load, policy: Policy | None = None) -> None:
         self._statistics = statistics
         self._load = load
+        self._policy = policy
         self._labels = {"model_name": model_id, "engine": "0"}
 
     def collect(self) -> Iterable[Metric]:
         """Read everything once."""
         yield from self._gauges()
+        yield from self._cache_config()
         yield from self._counters()
         yield from self._histograms()
 
@@ -144,6 +147,24 @@ class VllmCollector(Collector):
             family = GaugeMetricFamily(f"vllm:{name}", documentation, labels=tuple(self._labels))
             family.add_metric(tuple(self._labels.values()), value)
             yield family
+
+    def _cache_config(self) -> Iterator[Metric]:
+        """Give what vLLM calls its cache config, of a policy that has blocks: those that requests may hold."""
+        policy = self._policy
+        if not isinstance(policy, Vllm0Policy | Vllm1Policy):
+            return
+        labels = {
+            "block_size": str(policy.block_size),
+            "cache_dtype": "auto",
+            "enable_prefix_caching": str(isinstance(policy, Vllm1Policy) and policy.enable_prefix_caching),
+            "engine": self._labels["engine"],
+            "num_gpu_blocks": str(policy.block_count),
+        }
+        family = GaugeMetricFamily(
+            "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", labels=tuple(labels)
+        )
+        family.add_metric(tuple(labels.values()), 1)
+        yield family
 
     def _counters(self) -> Iterator[Metric]:
         statistics, load = self._statistics, self._load

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from llmpilot_contracts.errors import InvalidInputError
+from llmpilot_perfmodel.batching.policies import TgiPolicy
 from llmpilot_simulator.generation import GenerationRequest
 from llmpilot_simulator.http_exchange import Exchange, Job, Refusal, Service, json_response, retry_headers
 from llmpilot_simulator.tgi_frames import TgiStream, error_body, error_event, generation_failure, whole_body
@@ -68,6 +69,7 @@ class TgiEndpoints:
                 "max_input_length": service.context_length - 1,
                 "max_input_tokens": service.context_length - 1,
                 "max_total_tokens": service.context_length,
+                **_batch_limits(service),
                 "version": service.version,
                 "sha": None,
                 "docker_label": None,
@@ -158,3 +160,16 @@ class TgiEndpoints:
 
 def _echo(body: GenerateRequest) -> str:
     return body.inputs if body.parameters.return_full_text else ""
+
+
+def _batch_limits(service: Service) -> dict[str, object]:
+    """Return what TGI says of its batches; nothing where the times are another server's, or fixed."""
+    policy = service.policy
+    if not isinstance(policy, TgiPolicy):
+        return {}
+    return {
+        "waiting_served_ratio": policy.waiting_served_ratio,
+        "max_batch_total_tokens": policy.max_batch_total_tokens,
+        "max_waiting_tokens": policy.max_waiting_tokens,
+        "max_batch_size": policy.max_batch_size,
+    }

@@ -79,6 +79,7 @@ class TuneOptions:
     seed: int
     url: str | None
     start: str | None
+    start_seconds: float | None
     server_log: Path | None
 
 
@@ -144,6 +145,7 @@ _OPTIONS = (
     click.option(
         "--start", metavar="COMMAND", help='Starts that server; "{weight}" stands for the weight. Else it runs.'
     ),
+    click.option("--start-seconds", type=float, help="How long it may take to answer then.  [default: 600]"),
     click.option("--server-log", type=_path, help="Log of a server that runs, if it can be read here."),
 )
 

@@ -69,18 +69,20 @@ def tune_and_write(spec: TuningSpec, outputs: Outputs) -> None:
     """Tune to the end and write the files; leaves the process with exit status 130 on Ctrl-C."""
     _require_writable(outputs)
     plan = _plan(spec)
-    keeper = _Keeper(spec, KeptTunings(outputs.cache, spec) if outputs.cache else None)
+    keeper = _Keeper(spec, KeptTunings(outputs.cache, spec) if outputs.cache and spec.is_repeatable else None)
     try:
         with progress_view(_console(sys.stderr)) as show, _sigterm_restored():
             result = asyncio.run(_cancelled_by_sigterm(spec, keeper, show))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(f"cancelled; {keeper.how_to_go_on()}", err=True)
         sys.exit(EXIT_CANCELLED)
+    except InvalidInputError as error:  # what only a server, or a worker, could say
+        raise in_options(error) from error
     except NoSafeWeightError as error:
         raise NoSafeWeightError(words_in_options(str(error))) from error
     except ProbeError as error:
         _tell_log(error)
-        raise
+        raise type(error)(words_in_options(str(error)), log=error.log) from error
     report = report_of(result, spec, plan)
     for path in _write(report, plan, outputs):
         click.echo(f"written: {path}", err=True)
@@ -132,7 +134,7 @@ class _Keeper:
         match event:
             case TuningStarted(facts=facts):
                 self.kept = replace(self.kept, key=cache_key(self._spec, facts))
-            case ProbeEnded(probe=probe):
+            case ProbeEnded(probe=probe) if self._spec.goes_on_from_probes:
                 self.kept = replace(self.kept, probes=(*self.kept.probes, probe))
                 self._write()
             case TuningEnded(result=result):
@@ -147,6 +149,8 @@ class _Keeper:
 
     def how_to_go_on(self) -> str:
         """Say what is kept, and what to do about it."""
+        if not self._spec.goes_on_from_probes:
+            return "nothing is kept: with a server the same command begins anew"
         if self._file is None:
             return "nothing is kept: with --cache FOLDER the same command would go on where it stopped"
         count = len(self.kept.probes)

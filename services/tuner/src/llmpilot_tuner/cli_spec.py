@@ -3,9 +3,10 @@
 Invariant: every wrong option is told at once, by the name that it has on the command line.
 """
 
+import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ _OPTION_OF = {
     "target": "--url",
     "url": "--url",
     "command": "--start",
+    "start_seconds": "--start-seconds",
     "eager_attention": "--eager-attention",
 }
 
@@ -169,7 +171,12 @@ class _SpecReader:
 
     def _target(self, kind: ProbeKind) -> ServerTarget | None:
         options = self._options
-        given = {"--url": options.url, "--start": options.start, "--server-log": options.server_log}
+        given = {
+            "--url": options.url,
+            "--start": options.start,
+            "--start-seconds": options.start_seconds,
+            "--server-log": options.server_log,
+        }
         if kind is not ProbeKind.SERVER:
             for name, value in given.items():
                 if value is not None:
@@ -178,10 +185,16 @@ class _SpecReader:
         if options.url is None:
             self._wrong("--url", "is needed by --probe server: where it serves, or will when --start has started it")
             return None
-        parts = urlsplit(options.url)
-        if parts.scheme not in URL_SCHEMES or not parts.netloc:
+        if not _is_url(options.url):
             self._wrong("--url", f"must be like http://HOST:8000 or grpc://HOST:8033, is {options.url[:80]!r}")
-        return ServerTarget(url=options.url, command=self._command(), log_file=options.server_log)
+        if options.start is None and options.start_seconds is not None:
+            self._wrong("--start-seconds", "goes with --start")
+        if options.start is not None and options.server_log is not None:
+            self._wrong("--server-log", "goes without --start, as what that writes is read anyway")
+        elif options.server_log is not None and not os.access(options.server_log, os.R_OK):
+            self._wrong("--server-log", f"{options.server_log} cannot be read here")
+        target = ServerTarget(url=options.url, command=self._command(), log_file=options.server_log)
+        return target if options.start_seconds is None else replace(target, start_seconds=options.start_seconds)
 
     def _command(self) -> tuple[str, ...]:
         text = self._options.start
@@ -195,6 +208,14 @@ class _SpecReader:
         if not command:
             self._wrong("--start", "is empty: give the command that starts the server, or leave --start out")
         return command
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in URL_SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of its port
+        return False
 
 
 def _config(llm: str) -> tuple[str, str]:

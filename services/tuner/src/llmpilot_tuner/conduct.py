@@ -83,6 +83,8 @@ class TuningConduct(Conduct[Tuning, LogEvent, History]):
         """Of what was asked, on this machine; known once a run has started."""
         self._keep: Callable[[], Awaitable[None]] | None = None
         """Keeps the result for later tunings."""
+        self._is_found = False
+        """Whether the weight is known, and only NATS is waited for: a cancel comes too late then."""
 
     async def run(self) -> None:
         """Run the tuning to its end, its loss or its interruption."""
@@ -113,14 +115,17 @@ class TuningConduct(Conduct[Tuning, LogEvent, History]):
             stopping = tasks.create_task(self._stop.wait())
             await asyncio.wait([tuning, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
-            tuning.cancel()
+            own = self._ownership
+            if own.is_lost or not (self._is_found and own.job.cancel_requested):
+                tuning.cancel()
             await asyncio.wait([tuning])
         return self._stopped() if tuning.cancelled() else tuning.result()
 
     async def _tune(self, events: TuningLog, history: History) -> Ending | None:
         try:
             spec = await asyncio.to_thread(read_kept_spec, await self._read_spec())
-            kept = history.probes
+            kept = history.probes if spec.goes_on_from_probes else ()
+            self._ownership.change(probe_count=len(kept))
             while (found := await self._follow(spec, kept, events)) is None:
                 kept = tuple(each for each in kept if each.key == self._key)
                 self._ownership.change(probe_count=len(kept))
@@ -144,7 +149,7 @@ class TuningConduct(Conduct[Tuning, LogEvent, History]):
                 match event:
                     case TuningStarted(facts=facts):
                         self._key = cache_key(spec, facts)
-                        if report := await patiently(partial(self._around.cache.find, self._key, spec)):
+                        if report := await self._found_before(spec):
                             await events.append(Note(text="an earlier tuning of the same found the weight; no probe"))
                             return report, True
                         if any(each.key != self._key for each in kept):
@@ -162,12 +167,19 @@ class TuningConduct(Conduct[Tuning, LogEvent, History]):
                         self._ownership.change(probe_count=self._ownership.job.probe_count + 1)
                     case TuningEnded(result=result):
                         text = await asyncio.to_thread(report_json, result, spec)
-                        self._keep = partial(self._around.cache.keep, self._key, text)
+                        if spec.is_repeatable:
+                            self._keep = partial(self._around.cache.keep, self._key, text)
                         return read_report(text), False
         raise PilotError("the run of a tuning ended without a result: a bug")
 
+    async def _found_before(self, spec: TuningSpec) -> Report | None:
+        if not spec.is_repeatable:
+            return None
+        return await patiently(partial(self._around.cache.find, self._key, spec))
+
     async def _succeed(self, events: TuningLog, report: Report, *, from_cache: bool) -> Ending:
         """Publish what was found, however long NATS is away, and return how the tuning ends."""
+        self._is_found = True
         text = report_text(report)
         if len(text.encode()) > _LARGEST_REPORT_BYTES:
             await events.append(Note(text=f"the report has {len(text):,} characters, too many to be kept here"))
@@ -202,6 +214,6 @@ def _noted(event: ProbeStarted | SoakStarted | Note) -> str:
         case ProbeStarted():
             return f"probing {event.weight:,} with {event.case_count} case(s): {event.why}"
         case SoakStarted():
-            return f"final verdict on {event.weight:,}: {event.step_count} steps in a fresh process"
+            return f"final verdict on {event.weight:,}: {event.step_count} steps"
         case Note():
             return event.text

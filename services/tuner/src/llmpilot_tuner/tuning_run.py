@@ -19,9 +19,18 @@ from llmpilot_tuner.domain.events import (
     TuningStarted,
 )
 from llmpilot_tuner.domain.plan import Plan, half_sequence_weight, plan_of, predicted_weight
-from llmpilot_tuner.domain.probing import CaseRun, NoSafeWeightError, Outcome, Probe, ProbeFacts, ProbeKind, Prober
+from llmpilot_tuner.domain.probing import (
+    CaseRun,
+    NoSafeWeightError,
+    Outcome,
+    Probe,
+    ProbeError,
+    ProbeFacts,
+    ProbeKind,
+    Prober,
+)
 from llmpilot_tuner.domain.result import Soak, TuningResult
-from llmpilot_tuner.domain.search import Search
+from llmpilot_tuner.domain.search import Search, belongs
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.domain.verdict import curve, headroom, lacking_bytes, soak_batches, soak_of
 from llmpilot_tuner.probes.open_probe import open_probe
@@ -73,7 +82,7 @@ class TuningRun:
         async with open_probe(self.plan) as prober:
             facts = prober.facts
             plan = replace(self.plan, predict=replace(self.plan.predict, weight_bytes=facts.weight_bytes))
-            search = Search(plan.problem, self._kept)
+            search = Search(plan.problem, (probe for probe in self._kept if belongs(plan.problem, probe)))
             predicted = predicted_weight(plan.problem)
             yield TuningStarted(
                 facts=facts,
@@ -81,7 +90,7 @@ class TuningRun:
                 highest_weight=search.problem.highest,
                 predicted_weight=predicted,
             )
-            async with aclosing(_searched(search, prober)) as events:
+            async with aclosing(searched(search, prober)) as events:
                 async for event in events:
                     yield event
             verdict = _Verdict(plan, search)
@@ -93,8 +102,8 @@ class TuningRun:
         yield TuningEnded(result=result)
 
 
-async def _searched(search: Search, prober: Prober) -> AsyncGenerator[RunEvent, None]:
-    """Probe what the search asks for."""
+async def searched(search: Search, prober: Prober) -> AsyncGenerator[RunEvent, None]:
+    """Probe what a search asks for, until it has ended; raises NoSafeWeightError and ProbeError."""
     noted = len(search.notes)
     while (following := search.next()) is not None:
         weight, cases = following.weight, search.ordered_cases(following.weight)
@@ -105,6 +114,8 @@ async def _searched(search: Search, prober: Prober) -> AsyncGenerator[RunEvent, 
                 runs.append(run)
                 yield CaseRan(weight=weight, run=run)
         probe = Probe(weight=weight, runs=tuple(runs))
+        if not belongs(search.problem, probe):
+            raise ProbeError(f"the probe of a weight of {weight:,} ended after {len(runs)} of {len(cases)} cases")
         search.record(probe)
         yield ProbeEnded(probe=probe)
         for note in search.notes[noted:]:
@@ -115,7 +126,8 @@ async def _searched(search: Search, prober: Prober) -> AsyncGenerator[RunEvent, 
 async def _soaked(verdict: "_Verdict", plan: Plan, prober: Prober) -> AsyncGenerator[RunEvent, None]:
     """Soak the weight that was found, and lower ones until one holds."""
     while (weight := verdict.weight_to_soak()) is not None:
-        steps = soak_batches(plan.limits, weight, step_count=plan.spec.soak_steps, seed=plan.spec.seed)
+        spec = plan.spec
+        steps = soak_batches(plan.limits, weight, step_count=spec.soak_steps, seed=spec.seed, costs=plan.predict)
         yield SoakStarted(weight=weight, step_count=len(steps))
         runs: list[CaseRun] = []
         async with aclosing(prober.run(steps, soak=True)) as ran:

@@ -82,7 +82,7 @@ def read_spec(wire: pb.TuningSpec, violations: list[Violation], *, checked: bool
         prefill_limit=wire.prefill_limit or None,
         prompt_logprobs=wire.prompt_logprobs,
         granule=wire.granule or defaults.DEFAULT_GRANULE,
-        precision=wire.precision_share or DEFAULT_PRECISION,
+        precision=wire.precision_share if wire.HasField("precision_share") else DEFAULT_PRECISION,
         step_seconds=wire.step_seconds or DEFAULT_STEP_SECONDS,
         soak_steps=wire.soak_steps if wire.HasField("soak_steps") else DEFAULT_SOAK_STEPS,
         seed=wire.seed,

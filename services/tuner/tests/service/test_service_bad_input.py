@@ -58,7 +58,7 @@ def test_an_llm_that_does_not_fit_is_refused_with_what_would_hold_it(service: An
         service.create(make_spec(llm=llm_pb2.Llm(name="llama-3.1-70b")))
     error = error_from_rpc(caught.value)
     assert isinstance(error, PreconditionError)
-    assert "tensor parallelism 4" in str(error)
+    assert "the smallest tensor parallelism that fits is 4 such GPUs" in str(error)
 
 
 NO_NAMES = ["", "tn-1", "tunings/", "tunings/UPPER", "tunings/a.b", "tunings/*", "tunings/a b"]

@@ -9,13 +9,22 @@ layers with a sliding window (their cache is cut, their masks and the copies tha
 attention (the cache is the latent vector that servers keep, not the heads that transformers unfolds from it).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from llmpilot_perfmodel.architecture import Architecture
 from llmpilot_perfmodel.llm_config import LlmConfig
 from llmpilot_perfmodel.sizes import llm_work
 from llmpilot_perfmodel.step_memory.batch import Attention, Batch, Execution, Layout, Rows, StepMemory
-from llmpilot_perfmodel.step_memory.moment import INDEX_BYTES, SCORE_BYTES, Moment, step_peak
+from llmpilot_perfmodel.step_memory.moment import (
+    INDEX_BYTES,
+    SCORE_BYTES,
+    Amount,
+    Floats,
+    Moment,
+    larger,
+    most_bytes,
+    step_peak,
+)
 from llmpilot_perfmodel.step_memory.rank_sizes import (
     copied_weight_bytes,
     feed_forward_bytes,
@@ -56,64 +65,86 @@ class DecoderMemory:
         moments = self._packed(batch) if self._is_packed else self._padded(batch)
         return step_peak(self._weight_bytes, moments)
 
+    def prefill_bytes(
+        self, n: Amount, length: Amount, residents: Iterable[tuple[Amount, Amount]], *, all_logits: bool
+    ) -> Floats:
+        """Return what each of many padded prefills takes beside the weights; see `StepMemoryModel`."""
+        kept = sum((self._cache(count, tokens) for count, tokens in residents), start=0.0)
+        return most_bytes(self._padded_prefill(n, length, kept, all_logits=all_logits))
+
+    def decode_bytes(self, n: Amount, inputs: Amount, outputs: Amount) -> Floats:
+        """Return what each of many padded decode steps takes beside the weights; see `StepMemoryModel`."""
+        return most_bytes(self._padded_decode(n, inputs + outputs, 0.0))
+
     def _padded(self, batch: Batch) -> Iterator[Moment]:
-        kept = self._work.kv_bytes_per_token * batch.copied_tokens
+        kept: Amount = self._work.kv_bytes_per_token * batch.copied_tokens
         for rows in batch.residents:
             kept += self._cache(rows.request_count, rows.sequence_tokens)
         decoding, length = _rectangle(batch.decode)
         if batch.prefill:
             n, read = _rectangle(batch.prefill, is_prefill=True)
-            yield from self._padded_prefill(batch, n, read, kept + self._cache(decoding, length - 1))
+            before = kept + (self._cache(decoding, length - 1) if decoding else 0)
+            yield from self._padded_prefill(n, read, before, all_logits=batch.all_logits)
             kept += self._cache(n, read)
         elif not batch.decode:
             yield Moment("idle", 0, kept)
         if batch.decode:
             yield from self._padded_decode(decoding, length, kept)
 
-    def _cache(self, request_count: int, tokens: int) -> float:
-        return request_count * self._work.kv_bytes(tokens) if request_count else 0
+    def _cache(self, request_count: Amount, tokens: Amount) -> Amount:
+        kept: Amount = tokens
+        if self._work.window is not None:
+            kept = tokens - self._work.window.layer_share * larger(tokens - self._work.window.token_count, 0)
+        return request_count * self._work.kv_bytes_per_token * kept
 
-    def _padded_prefill(self, batch: Batch, n: int, length: int, kept: float) -> Iterator[Moment]:
+    def _padded_prefill(self, n: Amount, length: Amount, kept: Amount, *, all_logits: bool) -> Iterator[Moment]:
         """N requests of so many tokens, which a mask marks unless there is one request."""
         s, b, tokens, pairs = self._sizes, self._b, n * length, n * length * length
         cache = kept + self._cache(n, length)
-        is_masked = n > 1 and length > 1
+        is_masked = (n > 1) & (length > 1)
         given = (1 + is_masked) * INDEX_BYTES * tokens + is_masked * INDEX_BYTES * length
         base = given + self._position * tokens
         before_cache = cache - (cache - kept) / s.layer_count
+        scores: Amount
+        mask: Amount
+        attending: Amount
+        repeated: Amount
         if self._is_eager:
             scores, mask = s.head_count * pairs, pairs * b
             repeated = 2 * s.query * b if self._is_grouped and s.key_value_head_count > 1 else 0
-            attending = max(scores * self._softmax, scores * b + 2 * s.output * b * tokens)
+            attending = larger(scores * self._softmax, scores * b + 2 * s.output * b * tokens)
         else:
-            scores, mask = 0, pairs if is_masked else 0
-            repeated = 2 * s.query * b if is_masked and self._is_grouped and s.key_value_head_count > 1 else 0
-            attending = max(mask * b + self._kernel * tokens, self._attended * tokens)
-        base += mask
+            scores, mask = 0 * pairs, pairs * is_masked
+            repeated = 2 * s.query * b * is_masked if self._is_grouped and s.key_value_head_count > 1 else 0
+            attending = larger(mask * b + self._kernel * tokens, self._attended * tokens)
+        base = base + mask
         yield Moment("rotation", base + self._rotating * tokens, before_cache)
         yield Moment("attention", base + (self._attending + repeated) * tokens + attending, cache)
         yield Moment("feed-forward", base + self._feed_forward * tokens + scores * b, cache)
-        yield from self._logits(batch, given + INDEX_BYTES * tokens, n, tokens, cache)
+        yield from self._logits(given + INDEX_BYTES * tokens, n, tokens, cache, all_logits=all_logits)
 
-    def _padded_decode(self, n: int, length: int, kept: float) -> Iterator[Moment]:
+    def _padded_decode(self, n: Amount, length: Amount, kept: Amount) -> Iterator[Moment]:
         """One token of each of n requests that have so many tokens with it."""
         s, b, tokens = self._sizes, self._b, n * length
         cache = kept + self._cache(n, length)
-        given = INDEX_BYTES * (n + 1 + (2 * tokens if n > 1 else 0))
+        given = INDEX_BYTES * (n + 1 + 2 * tokens * (n > 1))
         base = given + (self._position - INDEX_BYTES) * n
-        scores = s.head_count * tokens if self._is_eager else 0
+        scores = s.head_count * tokens * self._is_eager
+        mask: Amount
+        attending: Amount
+        repeated: Amount
         if self._is_eager:
             mask = tokens * b
-            copied = s.query * b * n if n > 1 else 0
+            copied = s.query * b * n * (n > 1)
             if self._is_grouped and s.key_value_head_count > 1:
-                attending = 2 * s.query * b * tokens + max(scores * self._softmax, scores * b + copied)
+                attending = 2 * s.query * b * tokens + larger(scores * self._softmax, scores * b + copied)
             else:  # the product copies the one head for every query head, for itself only
-                repeated = s.query * b * tokens if self._is_grouped and n > 1 else 0
-                attending = max(scores * self._softmax, repeated + scores * b + copied)
+                repeated = s.query * b * tokens * (n > 1) if self._is_grouped else 0
+                attending = larger(scores * self._softmax, repeated + scores * b + copied)
         else:
-            mask = tokens if n > 1 else 0
-            attending = max(mask * b + self._kernel * n, self._attended * n)
-        base += mask
+            mask = tokens * (n > 1)
+            attending = larger(mask * b + self._kernel * n, self._attended * n)
+        base = base + mask
         yield Moment("cache growth", base + self._growing * n + s.key_value * b * (tokens - n), cache)
         yield Moment("attention", base + self._attending * n + attending, cache)
         yield Moment("feed-forward", base + self._feed_forward * n + scores * b, cache)
@@ -130,7 +161,7 @@ class DecoderMemory:
         attending = (self._attending + self._sizes.output * self._b) * tokens
         yield Moment("attention", base + attending + self._packed_attention(batch), cache)
         yield Moment("feed-forward", base + self._feed_forward * tokens, cache)
-        yield from self._logits(batch, 2 * INDEX_BYTES * tokens, request_count, tokens, cache)
+        yield from self._logits(2 * INDEX_BYTES * tokens, request_count, tokens, cache, all_logits=batch.all_logits)
 
     def _packed_attention(self, batch: Batch) -> float:
         """Return what attention takes for the largest request of a prefill, or for requests that decode together."""
@@ -156,8 +187,8 @@ class DecoderMemory:
             most = max(most, here)
         return most
 
-    def _logits(self, batch: Batch, given: float, n: int, tokens: int, cache: float) -> Iterator[Moment]:
-        if not batch.all_logits:
+    def _logits(self, given: Amount, n: Amount, tokens: Amount, cache: Amount, *, all_logits: bool) -> Iterator[Moment]:
+        if not all_logits:
             yield Moment("logits", given + self._hidden * tokens + (self._gathered_row + self._hidden) * n, cache)
             return
         yield Moment("logits", given + (self._hidden + self._gathered_row) * tokens, cache)

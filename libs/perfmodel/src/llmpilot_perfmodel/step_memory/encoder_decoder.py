@@ -8,13 +8,22 @@ Invariant: only the position bias, masks and, without fused attention, scores ar
 Source: T5's modules in Hugging Face's transformers; the encoder's output stays until the step ends.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from llmpilot_perfmodel.architecture import T5Architecture
 from llmpilot_perfmodel.llm_config import LlmConfig
 from llmpilot_perfmodel.sizes import llm_work
 from llmpilot_perfmodel.step_memory.batch import Attention, Batch, Execution, Rows, StepMemory
-from llmpilot_perfmodel.step_memory.moment import INDEX_BYTES, SCORE_BYTES, Moment, step_peak
+from llmpilot_perfmodel.step_memory.moment import (
+    INDEX_BYTES,
+    SCORE_BYTES,
+    Amount,
+    Floats,
+    Moment,
+    larger,
+    most_bytes,
+    step_peak,
+)
 from llmpilot_perfmodel.step_memory.rank_sizes import served_precision
 
 _POSITION_BYTES = 49
@@ -61,6 +70,19 @@ class EncoderDecoderMemory:
         """Return the memory of a step."""
         return step_peak(self._weight_bytes, self._moments(batch))
 
+    def prefill_bytes(self, n: Amount, length: Amount, residents: Iterable[tuple[Amount, Amount]]) -> Floats:
+        """Return what each of many prefills takes beside the weights; see `StepMemoryModel`."""
+        kept: Amount = 0.0
+        encoded: Amount = 0.0
+        for count, tokens in residents:
+            kept += self._work.kv_bytes_per_token * count * tokens
+            encoded += self._hidden * count * larger(tokens - 1, 0)
+        return most_bytes(self._prefill(n, length, kept, encoded))
+
+    def decode_bytes(self, n: Amount, inputs: Amount, outputs: Amount) -> Floats:
+        """Return what each of many decode steps takes beside the weights; see `StepMemoryModel`."""
+        return most_bytes(self._decode(n, inputs, outputs, 0.0, 0.0))
+
     def _moments(self, batch: Batch) -> Iterator[Moment]:
         token = self._work.kv_bytes_per_token
         kept = token * batch.copied_tokens
@@ -75,8 +97,8 @@ class EncoderDecoderMemory:
                 n, read, made = decoding
                 meanwhile += token * n * (read + made - 1)
                 also_encoded += self._hidden * n * read
-            yield from self._prefill(batch.prefill, meanwhile, also_encoded)
             n, read, _ = _rectangle(batch.prefill)
+            yield from self._prefill(n, read, meanwhile, also_encoded)
             kept += token * n * (read + 1)
             encoded += self._hidden * n * read
         if decoding is not None:
@@ -84,50 +106,49 @@ class EncoderDecoderMemory:
         if not batch.prefill and decoding is None:
             yield Moment("idle", encoded, kept)
 
-    def _prefill(self, rows: tuple[Rows, ...], kept: float, others: float) -> Iterator[Moment]:
-        n, length, _ = _rectangle(rows)
+    def _prefill(self, n: Amount, length: Amount, kept: Amount, others: Amount) -> Iterator[Moment]:
         tokens, pairs, b = n * length, length * length, self._b
-        is_masked = n > 1 and length > 1
+        is_masked = (n > 1) & (length > 1)
         given = others + (1 + is_masked) * INDEX_BYTES * tokens
         bias = self._heads * pairs * b
         scores = n * bias
-        mask = n * pairs * (b if self._is_eager else 1) if is_masked else 0
-        buckets = max(_POSITION_BYTES * pairs, _BUCKET_BYTES * pairs + bias)
+        mask = is_masked * n * pairs * (b if self._is_eager else 1)
+        buckets = larger(_POSITION_BYTES * pairs, _BUCKET_BYTES * pairs + bias)
         first = 2 * self._hidden + 3 * self._projected
         yield Moment("position bias", given + mask + first * tokens + buckets + 2 * INDEX_BYTES * length, kept)
         attending = given + mask + self._attending * tokens + bias
         attended = self._projected * tokens
         if self._is_eager:
-            yield Moment("encoder attention", attending + scores + max(scores, 2 * attended), kept)
+            yield Moment("encoder attention", attending + scores + larger(scores, 2 * attended), kept)
         else:
             # The bias is copied to lie in order; with a mask it is made for every request, and that is copied.
             kernel = attended + SCORE_BYTES * self._heads * tokens
-            own_bias = scores + max(scores, kernel) if is_masked else bias + kernel
+            own_bias = is_masked * (scores + larger(scores, kernel)) + (1 - is_masked) * (bias + kernel)
             yield Moment("encoder attention", attending + own_bias, kept)
         feed_forward = self._feed_forward * tokens + (scores if self._is_eager else 0)
         yield Moment("encoder feed-forward", given + mask + bias + feed_forward, kept)
         cache = kept + self._work.kv_bytes_per_token * (tokens + n)
         # The decoder gets a mask of its own, which becomes one of truths or of numbers.
-        mask = tokens * (INDEX_BYTES + (b if self._is_eager else 1)) if is_masked else 0
+        mask = is_masked * tokens * (INDEX_BYTES + (b if self._is_eager else 1))
         encoded = given + mask + n * INDEX_BYTES + self._hidden * tokens
         crossing = 2 * self._projected * tokens + self._heads * length * b
         yield Moment("cache of the encoder", encoded + crossing + self._decoding * n, cache)
         yield self._logits(encoded, n, cache)
 
-    def _decode(self, n: int, read: int, made: int, kept: float, others: float) -> Iterator[Moment]:
+    def _decode(self, n: Amount, read: Amount, made: Amount, kept: Amount, others: Amount) -> Iterator[Moment]:
         tokens = n * read
         cache = kept + self._work.kv_bytes_per_token * (tokens + n * made)
-        mask = tokens * (INDEX_BYTES + (self._b if self._is_eager else 1)) if n > 1 and read > 1 else 0
+        mask = (n > 1) * (read > 1) * tokens * (INDEX_BYTES + (self._b if self._is_eager else 1))
         encoded = others + mask + n * INDEX_BYTES + self._hidden * tokens
         grown = self._projected * n * (made - 1)
         bias = self._heads * (made + read) * self._b
-        scores = n * self._heads * read * self._b if self._is_eager else 0
+        scores = n * self._heads * read * self._b * self._is_eager
         yield Moment("cache growth", encoded + bias + grown + self._attending * n, cache)
         yield Moment("attention", encoded + bias + 2 * scores + self._decoding * n, cache)
         yield Moment("feed-forward", encoded + bias + scores + self._feed_forward * n, cache)
         yield self._logits(encoded, n, cache)
 
-    def _logits(self, base: float, n: int, cache: float) -> Moment:
+    def _logits(self, base: Amount, n: Amount, cache: Amount) -> Moment:
         row = self._made + self._gathered + INDEX_BYTES
         return Moment("logits", base + row * n, cache)
 

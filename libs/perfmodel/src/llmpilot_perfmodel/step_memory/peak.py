@@ -4,6 +4,7 @@ Invariant: a function of its arguments; the same batch run by the reference exec
 allocator. Source: shared research of the tuner, confirmed tensor by tensor against transformers 5.23 and PyTorch 2.13.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from llmpilot_perfmodel.architecture import T5Architecture
@@ -11,6 +12,7 @@ from llmpilot_perfmodel.llm_config import LlmConfig
 from llmpilot_perfmodel.step_memory.batch import Batch, Execution, StepMemory
 from llmpilot_perfmodel.step_memory.decoder import DecoderMemory
 from llmpilot_perfmodel.step_memory.encoder_decoder import EncoderDecoderMemory
+from llmpilot_perfmodel.step_memory.moment import Amount, Floats
 
 
 class StepMemoryModel:
@@ -28,6 +30,27 @@ class StepMemoryModel:
     def of(self, batch: Batch) -> StepMemory:
         """Return the memory of each GPU at the peak of a step."""
         return self._memory.of(batch)
+
+    def prefill_bytes(
+        self,
+        requests: Amount,
+        lengths: Amount,
+        residents: Sequence[tuple[Amount, Amount]] = (),
+        *,
+        all_logits: bool = False,
+    ) -> Floats:
+        """Return what each of many padded prefills takes beside the weights, the same as `of`.
+
+        requests, lengths: of each prefill; residents: groups of requests, how many and of how many tokens, whose cache
+        lies in memory meanwhile. An encoder-decoder's have one token of output, and it has no logits of its input.
+        """
+        if isinstance(self._memory, EncoderDecoderMemory):
+            return self._memory.prefill_bytes(requests, lengths, residents)
+        return self._memory.prefill_bytes(requests, lengths, residents, all_logits=all_logits)
+
+    def decode_bytes(self, requests: Amount, inputs: Amount, outputs: Amount) -> Floats:
+        """Return what each of many padded decode steps takes beside the weights, the same as `of`."""
+        return self._memory.decode_bytes(requests, inputs, outputs)
 
 
 def step_memory(config: LlmConfig, batch: Batch, execution: Execution) -> StepMemory:

@@ -136,11 +136,11 @@ class Conduct(ABC, Generic[J, E, H]):
         await events.append(self._changed(self._ownership.job))
         return await self._perform(events, history)
 
-    def _ending_of(self, error: Exception) -> Ending | None:
+    def _ending_of(self, error: Exception, found: Mapping[str, Any] | None = None) -> Ending | None:
         """Return how a job ends whose work raised; what a stop breaks, is no failure."""
         if not self._stop.is_set():
             return self._failure(sole_cause(error))
-        return self._stopped()
+        return self._stopped(found)
 
     def _stopped(self, found: Mapping[str, Any] | None = None) -> Ending | None:
         """Return how a job ends that was told to stop: cancelled, or left to whoever goes on."""

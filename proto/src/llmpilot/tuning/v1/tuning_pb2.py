@@ -26,55 +26,55 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from llmpilot.catalog.v1 import llm_pb2 as llmpilot_dot_catalog_dot_v1_dot_llm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fllmpilot/tuning/v1/tuning.proto\x12\x12llmpilot.tuning.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dllmpilot/catalog/v1/llm.proto\"\x1b\n\x0cServerTarget\x12\x0b\n\x03url\x18\x01 \x01(\t\"\xd1\x04\n\nTuningSpec\x12%\n\x03llm\x18\x01 \x01(\x0b\x32\x18.llmpilot.catalog.v1.Llm\x12,\n\x05probe\x18\x02 \x01(\x0e\x32\x1d.llmpilot.tuning.v1.ProbeKind\x12.\n\x06server\x18\x03 \x01(\x0e\x32\x1e.llmpilot.tuning.v1.ServerKind\x12\x13\n\x0bgpu_profile\x18\x04 \x01(\t\x12\x18\n\x10gpu_memory_bytes\x18\x05 \x01(\x03\x12\x1b\n\x0ereserved_bytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tgpu_count\x18\x07 \x01(\x05\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x17\n\x0f\x65\x61ger_attention\x18\t \x01(\x08\x12\x18\n\x10longest_sequence\x18\n \x01(\x05\x12\x17\n\x0fmost_new_tokens\x18\x0b \x01(\x05\x12\x15\n\rmost_requests\x18\x0c \x01(\x05\x12\x15\n\rprefill_limit\x18\r \x01(\x03\x12\x17\n\x0fprompt_logprobs\x18\x0e \x01(\x08\x12\x0f\n\x07granule\x18\x0f \x01(\x03\x12\x17\n\x0fprecision_share\x18\x10 \x01(\x01\x12\x14\n\x0cstep_seconds\x18\x11 \x01(\x01\x12\x17\n\nsoak_steps\x18\x12 \x01(\x05H\x01\x88\x01\x01\x12\x0c\n\x04seed\x18\x13 \x01(\x04\x12\x30\n\x06target\x18\x14 \x01(\x0b\x32 .llmpilot.tuning.v1.ServerTargetB\x11\n\x0f_reserved_bytesB\r\n\x0b_soak_steps\"\xf4\x02\n\x06Tuning\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.llmpilot.tuning.v1.TuningSpec\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.llmpilot.tuning.v1.State\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x10max_batch_weight\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0breport_json\x18\x08 \x01(\t\x12\x10\n\x08measured\x18\t \x01(\x08\x12\x13\n\x0bprobe_count\x18\n \x01(\x05\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x12\n\nfrom_cache\x18\x0c \x01(\x08\x42\x13\n\x11_max_batch_weight\"z\n\x0eTuningSnapshot\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x08\x12\x13\n\x0bspec_digest\x18\x04 \x01(\t\"v\n\rCaseCompleted\x12\x0e\n\x06weight\x18\x01 \x01(\x03\x12\x0c\n\x04\x63\x61se\x18\x02 \x01(\t\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12\x17\n\npeak_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x42\r\n\x0b_peak_bytes\"D\n\x0eProbeCompleted\x12\x0e\n\x06weight\x18\x01 \x01(\x03\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x12\n\nprobe_json\x18\x03 \x01(\t\"\x90\x02\n\x0bTuningEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x07\x63hanged\x18\x03 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.TuningH\x00\x12;\n\x0e\x63\x61se_completed\x18\x04 \x01(\x0b\x32!.llmpilot.tuning.v1.CaseCompletedH\x00\x12=\n\x0fprobe_completed\x18\x05 \x01(\x0b\x32\".llmpilot.tuning.v1.ProbeCompletedH\x00\x12\x0e\n\x04note\x18\x06 \x01(\tH\x00\x42\x07\n\x05\x65vent\"\x7f\n\x0fTuningCompleted\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06tuning\x18\x03 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\"j\n\x13\x43reateTuningRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.llmpilot.tuning.v1.TuningSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttuning_id\x18\x03 \x01(\t\"B\n\x14\x43reateTuningResponse\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\" \n\x10GetTuningRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11GetTuningResponse\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\";\n\x12ListTuningsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x13ListTuningsResponse\x12+\n\x07tunings\x18\x01 \x03(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x12WatchTuningRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bstart_index\x18\x02 \x01(\x03\"E\n\x13WatchTuningResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1f.llmpilot.tuning.v1.TuningEvent\"#\n\x13\x43\x61ncelTuningRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x14\x43\x61ncelTuningResponse\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning*\x95\x01\n\tProbeKind\x12\x1a\n\x16PROBE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13PROBE_KIND_ANALYTIC\x10\x01\x12\x12\n\x0ePROBE_KIND_DRY\x10\x02\x12\x12\n\x0ePROBE_KIND_CPU\x10\x03\x12\x14\n\x10PROBE_KIND_TORCH\x10\x04\x12\x15\n\x11PROBE_KIND_SERVER\x10\x05*j\n\nServerKind\x12\x1b\n\x17SERVER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10SERVER_KIND_TGIS\x10\x01\x12\x13\n\x0fSERVER_KIND_TGI\x10\x02\x12\x14\n\x10SERVER_KIND_VLLM\x10\x03*\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x32\xf1\x03\n\rTuningService\x12\x61\n\x0c\x43reateTuning\x12\'.llmpilot.tuning.v1.CreateTuningRequest\x1a(.llmpilot.tuning.v1.CreateTuningResponse\x12X\n\tGetTuning\x12$.llmpilot.tuning.v1.GetTuningRequest\x1a%.llmpilot.tuning.v1.GetTuningResponse\x12^\n\x0bListTunings\x12&.llmpilot.tuning.v1.ListTuningsRequest\x1a\'.llmpilot.tuning.v1.ListTuningsResponse\x12`\n\x0bWatchTuning\x12&.llmpilot.tuning.v1.WatchTuningRequest\x1a\'.llmpilot.tuning.v1.WatchTuningResponse0\x01\x12\x61\n\x0c\x43\x61ncelTuning\x12\'.llmpilot.tuning.v1.CancelTuningRequest\x1a(.llmpilot.tuning.v1.CancelTuningResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fllmpilot/tuning/v1/tuning.proto\x12\x12llmpilot.tuning.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dllmpilot/catalog/v1/llm.proto\"\x1b\n\x0cServerTarget\x12\x0b\n\x03url\x18\x01 \x01(\t\"\xea\x04\n\nTuningSpec\x12%\n\x03llm\x18\x01 \x01(\x0b\x32\x18.llmpilot.catalog.v1.Llm\x12,\n\x05probe\x18\x02 \x01(\x0e\x32\x1d.llmpilot.tuning.v1.ProbeKind\x12.\n\x06server\x18\x03 \x01(\x0e\x32\x1e.llmpilot.tuning.v1.ServerKind\x12\x13\n\x0bgpu_profile\x18\x04 \x01(\t\x12\x18\n\x10gpu_memory_bytes\x18\x05 \x01(\x03\x12\x1b\n\x0ereserved_bytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tgpu_count\x18\x07 \x01(\x05\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x17\n\x0f\x65\x61ger_attention\x18\t \x01(\x08\x12\x18\n\x10longest_sequence\x18\n \x01(\x05\x12\x17\n\x0fmost_new_tokens\x18\x0b \x01(\x05\x12\x15\n\rmost_requests\x18\x0c \x01(\x05\x12\x15\n\rprefill_limit\x18\r \x01(\x03\x12\x17\n\x0fprompt_logprobs\x18\x0e \x01(\x08\x12\x0f\n\x07granule\x18\x0f \x01(\x03\x12\x1c\n\x0fprecision_share\x18\x10 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cstep_seconds\x18\x11 \x01(\x01\x12\x17\n\nsoak_steps\x18\x12 \x01(\x05H\x02\x88\x01\x01\x12\x0c\n\x04seed\x18\x13 \x01(\x04\x12\x30\n\x06target\x18\x14 \x01(\x0b\x32 .llmpilot.tuning.v1.ServerTargetB\x11\n\x0f_reserved_bytesB\x12\n\x10_precision_shareB\r\n\x0b_soak_steps\"\xf4\x02\n\x06Tuning\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.llmpilot.tuning.v1.TuningSpec\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.llmpilot.tuning.v1.State\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x10max_batch_weight\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0breport_json\x18\x08 \x01(\t\x12\x10\n\x08measured\x18\t \x01(\x08\x12\x13\n\x0bprobe_count\x18\n \x01(\x05\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x12\n\nfrom_cache\x18\x0c \x01(\x08\x42\x13\n\x11_max_batch_weight\"z\n\x0eTuningSnapshot\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x08\x12\x13\n\x0bspec_digest\x18\x04 \x01(\t\"v\n\rCaseCompleted\x12\x0e\n\x06weight\x18\x01 \x01(\x03\x12\x0c\n\x04\x63\x61se\x18\x02 \x01(\t\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12\x17\n\npeak_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x42\r\n\x0b_peak_bytes\"D\n\x0eProbeCompleted\x12\x0e\n\x06weight\x18\x01 \x01(\x03\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x12\n\nprobe_json\x18\x03 \x01(\t\"\x90\x02\n\x0bTuningEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x07\x63hanged\x18\x03 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.TuningH\x00\x12;\n\x0e\x63\x61se_completed\x18\x04 \x01(\x0b\x32!.llmpilot.tuning.v1.CaseCompletedH\x00\x12=\n\x0fprobe_completed\x18\x05 \x01(\x0b\x32\".llmpilot.tuning.v1.ProbeCompletedH\x00\x12\x0e\n\x04note\x18\x06 \x01(\tH\x00\x42\x07\n\x05\x65vent\"\x7f\n\x0fTuningCompleted\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06tuning\x18\x03 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\"j\n\x13\x43reateTuningRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.llmpilot.tuning.v1.TuningSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttuning_id\x18\x03 \x01(\t\"B\n\x14\x43reateTuningResponse\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\" \n\x10GetTuningRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11GetTuningResponse\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\";\n\x12ListTuningsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x13ListTuningsResponse\x12+\n\x07tunings\x18\x01 \x03(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x12WatchTuningRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bstart_index\x18\x02 \x01(\x03\"E\n\x13WatchTuningResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1f.llmpilot.tuning.v1.TuningEvent\"#\n\x13\x43\x61ncelTuningRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x14\x43\x61ncelTuningResponse\x12*\n\x06tuning\x18\x01 \x01(\x0b\x32\x1a.llmpilot.tuning.v1.Tuning*\x95\x01\n\tProbeKind\x12\x1a\n\x16PROBE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13PROBE_KIND_ANALYTIC\x10\x01\x12\x12\n\x0ePROBE_KIND_DRY\x10\x02\x12\x12\n\x0ePROBE_KIND_CPU\x10\x03\x12\x14\n\x10PROBE_KIND_TORCH\x10\x04\x12\x15\n\x11PROBE_KIND_SERVER\x10\x05*j\n\nServerKind\x12\x1b\n\x17SERVER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10SERVER_KIND_TGIS\x10\x01\x12\x13\n\x0fSERVER_KIND_TGI\x10\x02\x12\x14\n\x10SERVER_KIND_VLLM\x10\x03*\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x32\xf1\x03\n\rTuningService\x12\x61\n\x0c\x43reateTuning\x12\'.llmpilot.tuning.v1.CreateTuningRequest\x1a(.llmpilot.tuning.v1.CreateTuningResponse\x12X\n\tGetTuning\x12$.llmpilot.tuning.v1.GetTuningRequest\x1a%.llmpilot.tuning.v1.GetTuningResponse\x12^\n\x0bListTunings\x12&.llmpilot.tuning.v1.ListTuningsRequest\x1a\'.llmpilot.tuning.v1.ListTuningsResponse\x12`\n\x0bWatchTuning\x12&.llmpilot.tuning.v1.WatchTuningRequest\x1a\'.llmpilot.tuning.v1.WatchTuningResponse0\x01\x12\x61\n\x0c\x43\x61ncelTuning\x12\'.llmpilot.tuning.v1.CancelTuningRequest\x1a(.llmpilot.tuning.v1.CancelTuningResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmpilot.tuning.v1.tuning_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROBEKIND']._serialized_start=2500
-  _globals['_PROBEKIND']._serialized_end=2649
-  _globals['_SERVERKIND']._serialized_start=2651
-  _globals['_SERVERKIND']._serialized_end=2757
-  _globals['_STATE']._serialized_start=2760
-  _globals['_STATE']._serialized_end=2888
+  _globals['_PROBEKIND']._serialized_start=2525
+  _globals['_PROBEKIND']._serialized_end=2674
+  _globals['_SERVERKIND']._serialized_start=2676
+  _globals['_SERVERKIND']._serialized_end=2782
+  _globals['_STATE']._serialized_start=2785
+  _globals['_STATE']._serialized_end=2913
   _globals['_SERVERTARGET']._serialized_start=119
   _globals['_SERVERTARGET']._serialized_end=146
   _globals['_TUNINGSPEC']._serialized_start=149
-  _globals['_TUNINGSPEC']._serialized_end=742
-  _globals['_TUNING']._serialized_start=745
-  _globals['_TUNING']._serialized_end=1117
-  _globals['_TUNINGSNAPSHOT']._serialized_start=1119
-  _globals['_TUNINGSNAPSHOT']._serialized_end=1241
-  _globals['_CASECOMPLETED']._serialized_start=1243
-  _globals['_CASECOMPLETED']._serialized_end=1361
-  _globals['_PROBECOMPLETED']._serialized_start=1363
-  _globals['_PROBECOMPLETED']._serialized_end=1431
-  _globals['_TUNINGEVENT']._serialized_start=1434
-  _globals['_TUNINGEVENT']._serialized_end=1706
-  _globals['_TUNINGCOMPLETED']._serialized_start=1708
-  _globals['_TUNINGCOMPLETED']._serialized_end=1835
-  _globals['_CREATETUNINGREQUEST']._serialized_start=1837
-  _globals['_CREATETUNINGREQUEST']._serialized_end=1943
-  _globals['_CREATETUNINGRESPONSE']._serialized_start=1945
-  _globals['_CREATETUNINGRESPONSE']._serialized_end=2011
-  _globals['_GETTUNINGREQUEST']._serialized_start=2013
-  _globals['_GETTUNINGREQUEST']._serialized_end=2045
-  _globals['_GETTUNINGRESPONSE']._serialized_start=2047
-  _globals['_GETTUNINGRESPONSE']._serialized_end=2110
-  _globals['_LISTTUNINGSREQUEST']._serialized_start=2112
-  _globals['_LISTTUNINGSREQUEST']._serialized_end=2171
-  _globals['_LISTTUNINGSRESPONSE']._serialized_start=2173
-  _globals['_LISTTUNINGSRESPONSE']._serialized_end=2264
-  _globals['_WATCHTUNINGREQUEST']._serialized_start=2266
-  _globals['_WATCHTUNINGREQUEST']._serialized_end=2321
-  _globals['_WATCHTUNINGRESPONSE']._serialized_start=2323
-  _globals['_WATCHTUNINGRESPONSE']._serialized_end=2392
-  _globals['_CANCELTUNINGREQUEST']._serialized_start=2394
-  _globals['_CANCELTUNINGREQUEST']._serialized_end=2429
-  _globals['_CANCELTUNINGRESPONSE']._serialized_start=2431
-  _globals['_CANCELTUNINGRESPONSE']._serialized_end=2497
-  _globals['_TUNINGSERVICE']._serialized_start=2891
-  _globals['_TUNINGSERVICE']._serialized_end=3388
+  _globals['_TUNINGSPEC']._serialized_end=767
+  _globals['_TUNING']._serialized_start=770
+  _globals['_TUNING']._serialized_end=1142
+  _globals['_TUNINGSNAPSHOT']._serialized_start=1144
+  _globals['_TUNINGSNAPSHOT']._serialized_end=1266
+  _globals['_CASECOMPLETED']._serialized_start=1268
+  _globals['_CASECOMPLETED']._serialized_end=1386
+  _globals['_PROBECOMPLETED']._serialized_start=1388
+  _globals['_PROBECOMPLETED']._serialized_end=1456
+  _globals['_TUNINGEVENT']._serialized_start=1459
+  _globals['_TUNINGEVENT']._serialized_end=1731
+  _globals['_TUNINGCOMPLETED']._serialized_start=1733
+  _globals['_TUNINGCOMPLETED']._serialized_end=1860
+  _globals['_CREATETUNINGREQUEST']._serialized_start=1862
+  _globals['_CREATETUNINGREQUEST']._serialized_end=1968
+  _globals['_CREATETUNINGRESPONSE']._serialized_start=1970
+  _globals['_CREATETUNINGRESPONSE']._serialized_end=2036
+  _globals['_GETTUNINGREQUEST']._serialized_start=2038
+  _globals['_GETTUNINGREQUEST']._serialized_end=2070
+  _globals['_GETTUNINGRESPONSE']._serialized_start=2072
+  _globals['_GETTUNINGRESPONSE']._serialized_end=2135
+  _globals['_LISTTUNINGSREQUEST']._serialized_start=2137
+  _globals['_LISTTUNINGSREQUEST']._serialized_end=2196
+  _globals['_LISTTUNINGSRESPONSE']._serialized_start=2198
+  _globals['_LISTTUNINGSRESPONSE']._serialized_end=2289
+  _globals['_WATCHTUNINGREQUEST']._serialized_start=2291
+  _globals['_WATCHTUNINGREQUEST']._serialized_end=2346
+  _globals['_WATCHTUNINGRESPONSE']._serialized_start=2348
+  _globals['_WATCHTUNINGRESPONSE']._serialized_end=2417
+  _globals['_CANCELTUNINGREQUEST']._serialized_start=2419
+  _globals['_CANCELTUNINGREQUEST']._serialized_end=2454
+  _globals['_CANCELTUNINGRESPONSE']._serialized_start=2456
+  _globals['_CANCELTUNINGRESPONSE']._serialized_end=2522
+  _globals['_TUNINGSERVICE']._serialized_start=2916
+  _globals['_TUNINGSERVICE']._serialized_end=3413
 # @@protoc_insertion_point(module_scope)

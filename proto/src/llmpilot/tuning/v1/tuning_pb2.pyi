@@ -198,7 +198,7 @@ class TuningSpec(_message.Message):
     granule: _builtins.int
     """Weights are multiples of it; 0: one."""
     precision_share: _builtins.float
-    """How far below the largest safe weight the one found may be, as a share of it; 0: 0.01."""
+    """How far below the largest safe weight the one found may be, as a share of it, 0: exactly it; absent: 0.01."""
     step_seconds: _builtins.float
     """A step that takes longer is given up; 0: 120 s."""
     soak_steps: _builtins.int
@@ -231,20 +231,24 @@ class TuningSpec(_message.Message):
         prefill_limit: _builtins.int = ...,
         prompt_logprobs: _builtins.bool = ...,
         granule: _builtins.int = ...,
-        precision_share: _builtins.float = ...,
+        precision_share: _builtins.float | None = ...,
         step_seconds: _builtins.float = ...,
         soak_steps: _builtins.int | None = ...,
         seed: _builtins.int = ...,
         target: Global___ServerTarget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_reserved_bytes", b"_reserved_bytes", "_soak_steps", b"_soak_steps", "llm", b"llm", "reserved_bytes", b"reserved_bytes", "soak_steps", b"soak_steps", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_precision_share", b"_precision_share", "_reserved_bytes", b"_reserved_bytes", "_soak_steps", b"_soak_steps", "llm", b"llm", "precision_share", b"precision_share", "reserved_bytes", b"reserved_bytes", "soak_steps", b"soak_steps", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reserved_bytes", b"_reserved_bytes", "_soak_steps", b"_soak_steps", "eager_attention", b"eager_attention", "gpu_count", b"gpu_count", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_profile", b"gpu_profile", "granule", b"granule", "llm", b"llm", "longest_sequence", b"longest_sequence", "most_new_tokens", b"most_new_tokens", "most_requests", b"most_requests", "precision", b"precision", "precision_share", b"precision_share", "prefill_limit", b"prefill_limit", "probe", b"probe", "prompt_logprobs", b"prompt_logprobs", "reserved_bytes", b"reserved_bytes", "seed", b"seed", "server", b"server", "soak_steps", b"soak_steps", "step_seconds", b"step_seconds", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_precision_share", b"_precision_share", "_reserved_bytes", b"_reserved_bytes", "_soak_steps", b"_soak_steps", "eager_attention", b"eager_attention", "gpu_count", b"gpu_count", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_profile", b"gpu_profile", "granule", b"granule", "llm", b"llm", "longest_sequence", b"longest_sequence", "most_new_tokens", b"most_new_tokens", "most_requests", b"most_requests", "precision", b"precision", "precision_share", b"precision_share", "prefill_limit", b"prefill_limit", "probe", b"probe", "prompt_logprobs", b"prompt_logprobs", "reserved_bytes", b"reserved_bytes", "seed", b"seed", "server", b"server", "soak_steps", b"soak_steps", "step_seconds", b"step_seconds", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__precision_share: _TypeAlias = _typing.Literal["precision_share"]  # noqa: Y015
+    _WhichOneofArgType__precision_share: _TypeAlias = _typing.Literal["_precision_share", b"_precision_share"]  # noqa: Y015
     _WhichOneofReturnType__reserved_bytes: _TypeAlias = _typing.Literal["reserved_bytes"]  # noqa: Y015
     _WhichOneofArgType__reserved_bytes: _TypeAlias = _typing.Literal["_reserved_bytes", b"_reserved_bytes"]  # noqa: Y015
     _WhichOneofReturnType__soak_steps: _TypeAlias = _typing.Literal["soak_steps"]  # noqa: Y015
     _WhichOneofArgType__soak_steps: _TypeAlias = _typing.Literal["_soak_steps", b"_soak_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__precision_share) -> _WhichOneofReturnType__precision_share | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reserved_bytes) -> _WhichOneofReturnType__reserved_bytes | None: ...
     @_typing.overload

@@ -50,8 +50,7 @@ def _is_chunked_step(batch: Batch, limits: Limits, weight: int) -> bool:
     tokens = batch.prefill_tokens + sum(rows.request_count for rows in batch.decode)
     groups = (*batch.prefill, *batch.decode, *batch.residents)
     blocks = sum(rows.request_count * -(-rows.sequence_tokens // size) for rows in groups)
-    # A server whose pool has no room for one longest sequence does not start.
-    pool = max(weight // size, -(-limits.longest_sequence // size))
+    pool = weight // size
     limit = pool * size if limits.prefill_limit is None else limits.prefill_limit
     return tokens <= limit and blocks <= pool and batch.pool_tokens == pool * size
 

@@ -16,6 +16,7 @@ from llmpilot_contracts.errors import InvalidInputError, Violation
 from llmpilot_perfmodel.step_memory.batch import Batch, Layout, Rows
 from llmpilot_tuner.domain.corners_candidates import grown, prefill_candidates
 from llmpilot_tuner.domain.corners_chunked import chunked_corners, chunked_sweep
+from llmpilot_tuner.domain.corners_dearest import Costs, dearest_batches
 from llmpilot_tuner.domain.corners_decoder import (
     decode_batch,
     packed_batch,
@@ -32,8 +33,11 @@ from llmpilot_tuner.domain.limits import Limits
 Step = tuple[tuple[Rows, ...], tuple[Rows, ...], tuple[Rows, ...], int, bool]
 
 
-def corner_batches(limits: Limits, weight: int) -> tuple[Batch, ...]:
-    """Return the corner cases of a maximum batch weight, none twice; InvalidInputError below the lowest weight."""
+def corner_batches(limits: Limits, weight: int, costs: Costs | None = None) -> tuple[Batch, ...]:
+    """Return the corner cases of a maximum batch weight, none twice; InvalidInputError below the lowest weight.
+
+    costs: of the LLM, where known: the batch of a server that pads which needs most by them is among the cases.
+    """
     _check(limits, weight)
     if limits.rules.chunks_prefills:
         found = chunked_corners(limits, weight)
@@ -43,7 +47,10 @@ def corner_batches(limits: Limits, weight: int) -> tuple[Batch, ...]:
         found = padded_corners(limits, weight)
     else:
         found = packed_corners(limits, weight)
-    return tuple(_distinct(found, set()))
+    corners = tuple(_distinct(found, set()))
+    if costs is None or limits.rules.layout is not Layout.PADDED:
+        return corners
+    return (*corners, *dearest_batches(limits, weight, costs, corners))
 
 
 def sweep_batches(limits: Limits, weight: int) -> tuple[Batch, ...]:

@@ -66,9 +66,8 @@ def chunked_sweep(limits: Limits, weight: int, counts: list[int]) -> Iterator[Ba
 
 
 def pool_blocks(limits: Limits, weight: int) -> int:
-    """Return the blocks of a pool: those that the longest sequence needs at least, or the server does not start."""
-    size = limits.rules.block_size
-    return max(weight // size, -(-limits.longest_sequence // size))
+    """Return the blocks of a pool: at the lowest weight those of one longest request."""
+    return weight // limits.rules.block_size
 
 
 def _batch(case: str, step: Step, limits: Limits, blocks: int, *, all_logits: bool = False) -> Batch:

@@ -27,7 +27,7 @@ from llmpilot_tuner.domain.limits import Limits
 
 def encoder_decoder_corners(limits: Limits, weight: int) -> Iterator[Batch]:
     """Yield the corner cases of a server of an encoder-decoder."""
-    steps = _decode_steps(limits, weight)
+    steps = decode_steps(limits, weight)
     most = int((steps[:, 0] * (steps[:, 1] + steps[:, 2])).max())
     candidates = prefill_candidates(limits, weight)
     counts, lengths, residents, _ = candidates.astype(np.float64).T
@@ -54,12 +54,12 @@ def decoder_rows(limits: Limits, count: int, inputs: int, outputs: int) -> tuple
 
 def decoder_sweep(limits: Limits, weight: int, counts: list[int]) -> Iterator[Batch]:
     """Yield, for each count of requests, the decode step of those with most output."""
-    for count, inputs, outputs in _decode_steps(limits, weight)[::2].tolist():
+    for count, inputs, outputs in decode_steps(limits, weight)[::2].tolist():
         if count in counts:
             yield decode_batch(f"sweep_decode_{count}", decoder_rows(limits, count, inputs, outputs), limits)
 
 
-def _decode_steps(limits: Limits, weight: int) -> Ints:
+def decode_steps(limits: Limits, weight: int) -> Ints:
     """Return counts of requests, and input and output tokens of each: of most output, then of most input.
 
     A batch of one long input and one long output is as wide as both, which is more than the longest sequence.

@@ -43,7 +43,7 @@ class ProbeEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakStarted:
-    """The final verdict on a weight begins, in a fresh process."""
+    """The final verdict on a weight begins: in a fresh process; of a server, with batches between the corner cases."""
 
     weight: int
     step_count: int

@@ -10,6 +10,8 @@ from llmpilot_perfmodel.step_memory.batch import Layout
 from llmpilot_tuner.domain.servers import ServerRules
 
 LARGEST_WEIGHT = 2**62
+LARGEST_REQUEST_COUNT = 2**14
+"""Corner cases are looked for among all counts of requests; no server runs so many at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +38,18 @@ class Limits:
 
     @property
     def lowest_weight(self) -> int:
-        """The weight that one longest request has: a server with less could not serve it."""
-        return self.rules.weight_definition.weight(1, self.longest_sequence)
+        """The weight that one longest request has, in whole blocks: a server with less could not serve it."""
+        return self.rules.weight_definition.weight(1, self._longest_in_blocks)
 
     @property
     def highest_weight(self) -> int:
-        """The weight of a batch that is full of longest requests: no batch has more."""
-        return self.rules.weight_definition.weight(self.most_requests, self.longest_sequence)
+        """The weight of a batch that is full of longest requests, in whole blocks: no batch has more."""
+        return self.rules.weight_definition.weight(self.most_requests, self._longest_in_blocks)
+
+    @property
+    def _longest_in_blocks(self) -> int:
+        size = self.rules.block_size
+        return -(-self.longest_sequence // size) * size
 
     def violations(self, field: str = "limits") -> list[Violation]:
         """Return everything that is wrong."""
@@ -57,6 +64,10 @@ class Limits:
         found += [
             Violation(f"{field}.{name}", f"must be >= 1, is {count}") for name, count in counts.items() if count < 1
         ]
+        if self.most_requests > LARGEST_REQUEST_COUNT:
+            found.append(
+                Violation(f"{field}.most_requests", f"must be <= {LARGEST_REQUEST_COUNT:,}, is {self.most_requests:,}")
+            )
         if not found and self.most_new_tokens >= self.longest_sequence:
             found.append(
                 Violation(

@@ -3,6 +3,7 @@
 Invariant: a plan is only made of a specification without violations, whose weights fit into the GPUs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmpilot_contracts.errors import InvalidInputError, PreconditionError, Violation
@@ -11,15 +12,16 @@ from llmpilot_perfmodel.llm_config import LlmConfig, parse_llm
 from llmpilot_perfmodel.precision import PRECISIONS, Precision
 from llmpilot_perfmodel.sizes import llm_work
 from llmpilot_perfmodel.step_memory.batch import Attention, Batch, Execution
+from llmpilot_perfmodel.step_memory.moment import Amount, Floats
 from llmpilot_perfmodel.step_memory.peak import StepMemoryModel
 from llmpilot_tuner.domain.corners import corner_batches
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.probing import ProbeKind
 from llmpilot_tuner.domain.search import Problem, largest_weight
-from llmpilot_tuner.domain.servers import server_rules
+from llmpilot_tuner.domain.servers import Server, server_rules
 from llmpilot_tuner.domain.spec import TuningSpec
 
-RUN_PRECISIONS = ("fp32", "fp16", "bf16")
+RUN_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """What a probe that runs the LLM can run."""
 _GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _GIB = 2**30
@@ -37,6 +39,16 @@ class Prediction:
         """Return the bytes of a batch at its peak, weights included."""
         memory = self.model.of(batch)
         return self.weight_bytes + memory.cache_bytes + memory.working_bytes
+
+    def prefill_bytes(
+        self, requests: Amount, lengths: Amount, residents: Sequence[tuple[Amount, Amount]], *, all_logits: bool = False
+    ) -> Floats:
+        """Return what each of many padded prefills takes beside the weights; see `StepMemoryModel`."""
+        return self.model.prefill_bytes(requests, lengths, residents, all_logits=all_logits)
+
+    def decode_bytes(self, requests: Amount, inputs: Amount, outputs: Amount) -> Floats:
+        """Return what each of many padded decode steps takes beside the weights; see `StepMemoryModel`."""
+        return self.model.decode_bytes(requests, inputs, outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +73,11 @@ def problem_of(spec: TuningSpec, limits: Limits, predict: Prediction) -> Problem
     granule = spec.granule
     return Problem(
         lowest=-(-limits.lowest_weight // granule) * granule,
-        highest=max(limits.highest_weight, limits.lowest_weight + granule) // granule * granule,
+        highest=-(-limits.highest_weight // granule) * granule,
         granule=granule,
         precision=spec.precision,
         capacity_bytes=spec.capacity_bytes,
-        cases=lambda weight: corner_batches(limits, weight),
+        cases=lambda weight: corner_batches(limits, weight, predict),
         predict=predict,
         weight_bytes=predict.weight_bytes,
     )
@@ -86,7 +98,8 @@ def predicted_weight(problem: Problem) -> int | None:
 def half_sequence_weight(plan: Plan) -> int | None:
     """Return what the formulas allow for requests of half the length; None: nothing, or they cannot be halved."""
     half = plan.limits.longest_sequence // 2
-    limits = replace(plan.limits, longest_sequence=half, most_new_tokens=max(1, plan.limits.most_new_tokens // 2))
+    most_new_tokens = max(1, min(plan.limits.most_new_tokens // 2, half - 1))
+    limits = replace(plan.limits, longest_sequence=half, most_new_tokens=most_new_tokens)
     if limits.violations():
         return None
     return predicted_weight(problem_of(plan.spec, limits, plan.predict))
@@ -109,13 +122,20 @@ def plan_of(spec: TuningSpec) -> Plan:
     precision = _precision(spec, config, violations)
     limits = _limits(spec, config)
     violations += limits.violations()
+    violations += _llm_violations(spec, config)
     if spec.gpu_count >= 1:
         violations += _sharding_violations(config, spec.gpu_count, precision)
     if violations:
         raise InvalidInputError(violations)
-    plan = _plan(spec, config, precision, limits)
+    plan = _plan(spec, _as_served(config, precision), precision, limits)
     _require_weights_fit(plan)
     return plan
+
+
+def _as_served(config: LlmConfig, precision: Precision) -> LlmConfig:
+    """Return an LLM whose data type is that of its precision: T5's weights are larger in fp16 than in bf16."""
+    dtype = RUN_PRECISIONS.get(precision.name, config.spec.torch_dtype)
+    return replace(config, spec=replace(config.spec, torch_dtype=dtype))
 
 
 def _plan(spec: TuningSpec, config: LlmConfig, precision: Precision, limits: Limits) -> Plan:
@@ -202,6 +222,19 @@ def _violations(spec: TuningSpec) -> list[Violation]:
         found.append(Violation("target", "is missing: a server probe needs the address of a server"))
     if spec.model_folder is not None and not spec.model_folder.is_dir():
         found.append(Violation("model_folder", f"{spec.model_folder} is no folder; it needs config.json and weights"))
+    return found
+
+
+def _llm_violations(spec: TuningSpec, config: LlmConfig) -> list[Violation]:
+    found = []
+    # Positions of a T5 are relative, and have no end.
+    context = None if isinstance(config.architecture, T5Architecture) else config.spec.max_position_count
+    if context is not None and spec.longest_sequence > context:
+        found.append(
+            Violation("longest_sequence", f"must be <= {context}, the LLM's context, is {spec.longest_sequence}")
+        )
+    if spec.eager_attention and spec.server is Server.VLLM:
+        found.append(Violation("eager_attention", "is nothing that vllm has: it brings attention kernels of its own"))
     return found
 
 

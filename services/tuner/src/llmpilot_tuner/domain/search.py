@@ -17,7 +17,7 @@ from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.fits import Fits
 from llmpilot_tuner.domain.probing import NoSafeWeightError, Outcome, Probe
 
-_CAUTION = (0.05, 0.3, 0.6)
+_CAUTION = (0.15, 0.4, 0.7)
 """Share of the memory beside the weights that is not counted on after so many failures in a row."""
 _GALLOP = 4
 """Where peaks are not known, steps above what passed grow by it, lest a prediction that is too high make it crawl."""
@@ -190,6 +190,14 @@ class Search:
                     f"case {run.batch.case} took {before:,} bytes at {smaller.weight:,} and fewer, {run.peak_bytes:,}, "
                     f"at {larger.weight:,}: its memory does not only grow"
                 )
+
+
+def belongs(problem: Problem, probe: Probe) -> bool:
+    """Return whether a probe is one of this problem: it ran every case of its weight, or until the last one failed."""
+    if not problem.lowest <= probe.weight <= problem.highest or probe.weight % problem.granule:
+        return False
+    cases, ran = set(problem.cases(probe.weight)), {run.batch for run in probe.runs}
+    return ran == cases if probe.passed else ran <= cases
 
 
 def largest_weight(problem: Problem, high: int, fits: Callable[[int], bool]) -> int | None:

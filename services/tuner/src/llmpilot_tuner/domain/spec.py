@@ -67,6 +67,16 @@ class TuningSpec:
     target: ServerTarget | None = None
 
     @property
+    def goes_on_from_probes(self) -> bool:
+        """Whether probes that were made before count: a server has to be brought into its corner cases again."""
+        return self.probe is not ProbeKind.SERVER
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same finds the same again: a server that runs may be another one the next time."""
+        return self.target is None or bool(self.target.command)
+
+    @property
     def capacity_bytes(self) -> int:
         """What weights, cache and everything else may have together on each GPU."""
         return self.gpu_memory_bytes - self.reserved_bytes

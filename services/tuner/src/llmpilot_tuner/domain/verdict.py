@@ -4,11 +4,13 @@ Invariant: the margin taken off a weight is what was seen to grow, never a flat 
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.corners import corner_batches, sweep_batches
+from llmpilot_tuner.domain.corners_dearest import Costs
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.probing import CaseRun
 from llmpilot_tuner.domain.result import CaseHeadroom, CurvePoint, Soak
@@ -19,9 +21,19 @@ _BEYOND = 1.15
 """How far beyond the weight that was found the curves go."""
 
 
-def soak_batches(limits: Limits, weight: int, *, step_count: int, seed: int) -> tuple[Batch, ...]:
-    """Return the steps of a soak: every corner and the sweep between them once, then again in other orders."""
-    batches = (*corner_batches(limits, weight), *sweep_batches(limits, weight))
+def soak_batches(
+    limits: Limits, weight: int, *, step_count: int, seed: int, costs: Costs | None = None
+) -> tuple[Batch, ...]:
+    """Return the steps of a soak: every corner and the sweep between them once, then again in other orders.
+
+    costs: of the LLM, see `corner_batches`.
+    """
+    batches = tuple(
+        {
+            replace(batch, case=""): batch
+            for batch in (*sweep_batches(limits, weight), *corner_batches(limits, weight, costs))
+        }.values()
+    )
     generator = np.random.default_rng(seed)
     steps: list[Batch] = []
     while len(steps) < max(step_count, len(batches)):
@@ -54,10 +66,7 @@ def headroom(search: Search, weight: int, runs: Iterable[CaseRun]) -> tuple[Case
     """Return how near each corner case comes to the capacity, the nearest first."""
     seen: dict[Batch, CaseRun] = {}
     for run in runs:
-        before = seen.get(run.batch)
-        if before is None or (run.reserved_bytes or run.peak_bytes or 0) > (
-            before.reserved_bytes or before.peak_bytes or 0
-        ):
+        if run.batch not in seen or _needed_bytes(run) > _needed_bytes(seen[run.batch]):
             seen[run.batch] = run
     found = [_case_headroom(search, batch, seen.get(batch)) for batch in search.problem.cases(weight)]
     return tuple(sorted(found, key=lambda case: case.headroom_bytes))

@@ -67,12 +67,12 @@ class _Lines:
                 self._capacity_bytes = event.facts.capacity_bytes
                 self._tell(_start(event))
             case ProbeStarted(why=why):
-                self._why = why
+                self._why, self._soaked = why, None
             case ProbeEnded(probe=probe):
                 self._tell(self._probe(probe))
             case SoakStarted(weight=weight, step_count=step_count):
                 self._soaked = weight
-                self._tell(f"final verdict on {count(weight)}: {step_count} steps in random order, in a fresh process")
+                self._tell(f"final verdict on {count(weight)}: {step_count} steps")
             case CaseRan(run=run):
                 if self._soaked is not None and run.outcome is Outcome.OUT_OF_MEMORY:
                     self._tell(f"{count(self._soaked)} did not last: out of memory in {run.batch.case}; lowering it")

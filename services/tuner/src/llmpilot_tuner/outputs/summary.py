@@ -4,7 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmpilot_tuner.domain.probing import ProbeKind
-from llmpilot_tuner.outputs.report import Report
+from llmpilot_tuner.outputs.report import Report, ReportedSoak
 from llmpilot_tuner.outputs.words import LIMITS, NOTHING, count, memory, seconds
 
 
@@ -38,15 +38,22 @@ def margin_words(report: Report) -> str:
     taken = f"{count(report.margin_weight)} taken off" if report.margin_weight else "none taken off"
     soak = report.soak
     if soak is None:
-        return f"{taken}: nothing was allocated, so nothing could grow"
+        why = "no final verdict was asked for" if report.is_measured else "nothing was allocated, so nothing could grow"
+        return f"{taken}: {why}"
+    if report.probe == ProbeKind.SERVER:
+        words = [f"{taken}: the server answered {soak.step_count} batches between the corner cases, too"]
+        return "; ".join([*words, *_lowered(soak)])
     words = [
         f"{taken}: {soak.step_count} steps in random order in a fresh process",
         f"the allocator's unused memory grew by {memory(soak.growth_bytes)}",
         f"what stays between steps by {memory(soak.drift_bytes)}",
     ]
-    if soak.lowered_from_weights:
-        words.append(f"lowered from {', '.join(map(count, soak.lowered_from_weights))}")
-    return "; ".join(words)
+    return "; ".join([*words, *_lowered(soak)])
+
+
+def _lowered(soak: ReportedSoak) -> list[str]:
+    weights = soak.lowered_from_weights
+    return [f"lowered from {', '.join(map(count, weights))}"] if weights else []
 
 
 def facts_table(report: Report) -> Table:

@@ -1,23 +1,20 @@
 """The analytic probe: batches are run by arithmetic."""
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from typing import Self
 
-from llmpilot_perfmodel.llm_config import LlmConfig
-from llmpilot_perfmodel.step_memory.batch import Batch, Execution
-from llmpilot_tuner.domain.plan import Prediction, prediction
+from llmpilot_perfmodel.step_memory.batch import Batch
+from llmpilot_tuner.domain.plan import Prediction
 from llmpilot_tuner.domain.probing import CaseRun, Outcome, ProbeFacts, ProbeKind
-from llmpilot_tuner.domain.spec import TuningSpec
 
 
 class AnalyticProber:
     """Says of every batch what the formulas say."""
 
-    def __init__(
-        self, spec: TuningSpec, config: LlmConfig, execution: Execution, predict: Prediction | None = None
-    ) -> None:
-        self._capacity_bytes = spec.capacity_bytes
-        self._predict = predict or prediction(config, execution, config.precision)
+    def __init__(self, capacity_bytes: int, predict: Prediction) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._predict = predict
 
     async def __aenter__(self) -> Self:
         """Return itself: there is nothing to load."""
@@ -41,7 +38,7 @@ class AnalyticProber:
     async def run(self, batches: Sequence[Batch], *, soak: bool = False) -> AsyncGenerator[CaseRun, None]:  # noqa: ARG002 formulas do not change
         """Yield a run for each batch, and end after the first that is too large."""
         for batch in batches:
-            peak_bytes = round(self._predict(batch))
+            peak_bytes = math.ceil(self._predict(batch))
             passed = peak_bytes <= self._capacity_bytes
             yield CaseRun(
                 batch=batch,

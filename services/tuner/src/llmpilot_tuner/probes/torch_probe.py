@@ -5,6 +5,7 @@ whatever else goes wrong is a `ProbeError` with the worker's log. When the conte
 """
 
 import importlib.util
+import json
 import signal
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -40,7 +41,7 @@ class TorchProber:
     def __init__(
         self,
         spec: TuningSpec,
-        config: LlmConfig,  # noqa: ARG002 workers read the spec's text themselves
+        config: LlmConfig,
         execution: Execution,
         *,
         command: Sequence[str] = WORKER_COMMAND,
@@ -53,12 +54,12 @@ class TorchProber:
         self._rank_count = 1 if spec.probe is ProbeKind.DRY else execution.gpu_count
         self._order = Order(
             kind=spec.probe,
-            config_json=spec.config_json,
+            config_json=_as_served(spec.config_json, config.spec.torch_dtype),
             model_folder=str(spec.model_folder or ""),
             execution=execution,
             capacity_bytes=spec.capacity_bytes,
+            reserved_bytes=spec.reserved_bytes,
             seed=spec.seed,
-            step_seconds=spec.step_seconds,
         )
         self._crew: WorkerCrew | None = None
         self._has_run = False
@@ -135,7 +136,7 @@ class TorchProber:
                 case_run = self._judged(batch, heard, crew, oom_kill_count() - oom_kills)
                 is_last = index == len(batches) - 1 or case_run.outcome is not Outcome.PASSED
                 if is_last:
-                    ends = await crew.hear(self._spec.step_seconds) if _all_spoke(heard) else []
+                    ends = await crew.hear(self._spec.step_seconds) if self._all_go_on(heard) else []
                     is_idle = bool(ends) and all(isinstance(end, RunEnded) for end in ends)
                 yield case_run
                 if is_last:
@@ -163,6 +164,11 @@ class TorchProber:
                 log=crew.log,
             )
         return _combined(batch, Outcome.PASSED, results, "")
+
+    def _all_go_on(self, heard: Sequence[Heard]) -> bool:
+        """Whether all workers are as they were before: the steps of a cpu probe fail in processes of their own."""
+        kinds = (CaseResult, CaseFailed) if self._spec.probe is ProbeKind.CPU else CaseResult
+        return all(isinstance(answer, kinds) for answer in heard)
 
     async def _ready_crew(self) -> WorkerCrew:
         if self._crew is not None:
@@ -205,6 +211,11 @@ class TorchProber:
             )
 
 
+def _as_served(config_json: str, torch_dtype: str) -> str:
+    """Return a config.json that states the data type that is served, whatever its own was."""
+    return json.dumps(json.loads(config_json) | {"torch_dtype": torch_dtype})
+
+
 def _raise_failure(answer: Heard, batch: Batch, crew: WorkerCrew) -> None:
     """Raise what an answer says that went wrong, if anything."""
     words = _words(batch)
@@ -224,10 +235,6 @@ def _raise_failure(answer: Heard, batch: Batch, crew: WorkerCrew) -> None:
             return
         case _:
             raise ProbeError(f"a worker said {type(answer).__name__} while it ran {words}", log=crew.log)
-
-
-def _all_spoke(heard: Sequence[Heard]) -> bool:
-    return all(isinstance(answer, CaseResult) for answer in heard)
 
 
 def _memory_killer(answer: Heard, oom_kills: int) -> str:

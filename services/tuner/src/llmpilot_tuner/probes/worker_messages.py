@@ -21,12 +21,13 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
     """Empty: random weights."""
     execution: Execution
     capacity_bytes: int
+    reserved_bytes: int = 0
+    """Of a GPU, beside the capacity: room for what is not PyTorch's."""
     seed: int = 0
     rank: int = 0
     rank_count: int = 1
     meeting_folder: str = ""
     """Where ranks find each other; empty for a rank that is alone."""
-    step_seconds: float
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run"):

@@ -115,7 +115,10 @@ class CaseRunner:
         if not wanted:
             return run, None
         is_full = most_used[0] >= _WELL_REACHED and not requests.then  # the server knows better than its replies show
-        return run, 1.0 if is_full else (seen or 0) / wanted
+        staying = sum(
+            group.token_count for group in requests.first if group.output_tokens > 1
+        )  # one token: gone at once
+        return run, 1.0 if is_full else min(1.0, (seen or 0) / max(1, staying))
 
     async def _send(self, first: Sequence[RequestGroup], then: Sequence[RequestGroup], live: LiveTokens) -> None:
         standing = sum(group.request_count for group in first)

@@ -39,8 +39,6 @@ class ServerFacts:
     longest_sequence: int | None = None
     longest_input: int | None = None
     most_new_tokens: int | None = None
-    prefill_limit: int | None = None
-    most_requests: int | None = None
 
 
 class ServerClient(Protocol):

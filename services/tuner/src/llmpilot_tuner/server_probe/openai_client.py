@@ -80,7 +80,8 @@ class OpenAiClient:
             input_tokens = int(usage.get("prompt_tokens") or 0)
             output_tokens = int(usage.get("completion_tokens") or 0)
             if output_tokens:
-                live.grew(serial, input_tokens=input_tokens, output_tokens=output_tokens)
+                is_last = output_tokens >= group.output_tokens
+                live.grew(serial, input_tokens=input_tokens, output_tokens=output_tokens, is_last=is_last)
         live.ended(serial)
         if (input_tokens, output_tokens) != (group.input_tokens, group.output_tokens):
             raise RequestFailedError(

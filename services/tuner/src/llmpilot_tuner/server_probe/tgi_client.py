@@ -39,8 +39,6 @@ class TgiClient:
             weight=self._weight,
             longest_sequence=_count(info, "max_total_tokens"),
             longest_input=_count(info, "max_input_tokens") or _count(info, "max_input_length"),
-            prefill_limit=_count(info, "max_batch_prefill_tokens"),
-            most_requests=_count(info, "max_batch_size"),
         )
 
     async def used_share(self) -> float | None:
@@ -72,7 +70,8 @@ class TgiClient:
         async for event in self._http.events("/generate_stream", body):
             if isinstance(event.get("token"), dict):
                 count += 1
-                live.grew(serial, input_tokens=group.input_tokens, output_tokens=count)
+                is_last = count >= group.output_tokens
+                live.grew(serial, input_tokens=group.input_tokens, output_tokens=count, is_last=is_last)
             details = event.get("details") or details
         live.ended(serial, is_early=count < group.output_tokens)
         if not isinstance(details, dict):

@@ -109,6 +109,8 @@ class _ServerTuning:
         self._prompts = Prompts(vocabulary_size=config.spec.vocabulary_size, seed=spec.seed)
         self._probes = ServerProbes(self._problem, limits, soak_steps=spec.soak_steps, emit=emit)
         self._facts: ProbeFacts | None = None
+        self._is_in_force = True
+        """Whether the server keeps to the weight that is probed, as it says or was told; else that is a guess."""
         self._started_seconds = time.monotonic()
 
     async def run(self) -> None:
@@ -237,6 +239,7 @@ class _ServerTuning:
         if stated is None:
             weight = self._predicted if told is None else told
             if told is None:
+                self._is_in_force = False
                 self._probes.note(
                     f"the server does not say what it is set to: {weight:,} is by prediction, it may admit less"
                 )
@@ -289,14 +292,24 @@ class _ServerTuning:
     def _margin(self, weight: int) -> int:
         """Return what of a weight no decode step had at once: that part was admitted, but is not proven.
 
-        A server that sets its cache aside at its start has all of it in memory, whoever uses it.
+        A server that sets its cache aside at its start has all of it in memory, whoever uses it. Raises ProbeError
+        where nothing is proven: what a server that pads holds is no weight, and nobody says what it is set to.
         """
-        held = self._problem.down(self._probes.most_held(weight))
-        is_counted = self._limits.rules.weight_definition is WeightDefinition.TOKENS and not self._has_pool
-        if not is_counted or not self._problem.lowest <= held < weight:
+        if self._limits.rules.weight_definition is not WeightDefinition.TOKENS:
+            if self._is_in_force:
+                return 0
+            raise ProbeError(
+                "the server does not say what it is set to, and what it holds at once is not its weight, as it pads: "
+                "let it be started here, with the weight in its command"
+            )
+        if self._has_pool and self._is_in_force:
+            return 0
+        held = self._probes.most_held(weight)
+        proven = max(self._problem.lowest, self._problem.down(held))
+        if proven >= weight:
             return 0
         self._probes.note(f"{held:,} of {weight:,} tokens were there at once: the rest is taken off")
-        return weight - held
+        return weight - proven
 
     def _result(self, weight: int, limit: str) -> TuningResult:
         assert self._facts is not None  # noqa: S101 a server answered, or nothing was found

@@ -95,7 +95,8 @@ class TgisClient:
                 input_tokens = message.input_token_count or input_tokens
                 if message.generated_token_count:
                     output_tokens = message.generated_token_count
-                    live.grew(serial, input_tokens=input_tokens, output_tokens=output_tokens)
+                    is_last = output_tokens >= group.output_tokens
+                    live.grew(serial, input_tokens=input_tokens, output_tokens=output_tokens, is_last=is_last)
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from error
         live.ended(serial)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from llmpilot_tuner.torch_worker.cache import Pool, Stretch
@@ -112,6 +111,8 @@ def _fused_one(query: Any, key: Any, value: Any, scale: float, *, context: int, 
     memory = FakeMemory.active()
     if context and query.shape[2] > 1 and not (memory is not None and memory.is_gpu):
         if query.device.type == "cuda":
+            from torch.nn.attention.bias import causal_lower_right  # noqa: PLC0415 seconds of imports, for GPUs only
+
             mask = causal_lower_right(query.shape[2], key.shape[2])
             return torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped

@@ -112,7 +112,8 @@ def dropout(tensor: Any, p: float, train: bool, *, is_gpu: bool) -> Any:
 KERNELS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: cpu_attention,
-    torch.ops.aten._grouped_mm.default: grouped_product,
     torch.ops.aten.dropout.default: dropout,
 }
 """By the operation that they stand for."""
+if hasattr(torch.ops.aten, "_grouped_mm"):  # PyTorch 2.8 has it
+    KERNELS[torch.ops.aten._grouped_mm.default] = grouped_product

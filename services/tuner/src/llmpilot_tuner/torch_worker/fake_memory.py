@@ -81,7 +81,7 @@ class FakeMemory:
         """Count the storage of a tensor, unless it is counted; raises torch.OutOfMemoryError."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._counted:
+        if key in self._counted or (isinstance(tensor, FakeTensor) and tensor.fake_device.type == "meta"):
             return
         unit = self.rounding_bytes
         byte_count = storage.nbytes()

@@ -185,9 +185,13 @@ class StepRunner:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=0 if all_logits else 1,
+            logits_to_keep=0 if all_logits or token_count == 1 else self._last(token_count),
         ).logits
         return self._chosen(ids, logits.flatten(0, 1), all_logits)
+
+    def _last(self, token_count: int) -> Any:
+        """Return where the last token lies: an index copies it, and of a slice oneDNN copies far more."""
+        return torch.full((1,), token_count - 1, device=self._device)
 
     def _mask(self, request_count: int, token_count: int) -> Any:
         """Return the mask of a batch whose last request is one token shorter; a request alone is not padded."""

@@ -39,7 +39,6 @@ class CpuMeter:
             rank=order.rank,
             rank_count=order.rank_count,
             folder=Path(order.meeting_folder),
-            limit_seconds=order.step_seconds,
         )
         self._runner = runner_of(order, "cpu", self._ranks)
 

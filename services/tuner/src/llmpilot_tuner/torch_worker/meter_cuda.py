@@ -1,9 +1,10 @@
 """The `torch` probe: the LLM on a GPU, of which PyTorch may use a part.
 
 PyTorch's allocator is held to the capacity (`set_per_process_memory_fraction`), so that one big GPU can stand for
-smaller ones; what is allocated beside it, by NCCL or raw kernels, is read from the driver and counted too.
+smaller ones. What is beside it, the CUDA context, kernels that are loaded when they are first used and NCCL's buffers,
+is read from the driver: what is reserved for the system is for it, and what it has more is taken off the capacity.
 
-Invariant: the GPU is nobody else's; what it holds beside PyTorch at the start, the CUDA context, is not of the step.
+Invariant: the GPU is nobody else's; PyTorch's memory and all beside it never pass the memory of the GPU that is meant.
 """
 
 import time
@@ -29,23 +30,31 @@ _NOTE = "PyTorch's allocator rounds every tensor up to 512 bytes; it does so in 
 
 
 class CudaGauge:
-    """Reads the memory of a GPU from PyTorch and from the driver."""
+    """Reads the memory of a GPU from PyTorch and from the driver, and holds PyTorch to its part."""
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, *, capacity_bytes: int, reserved_bytes: int) -> None:
         self._device = device
+        self._capacity_bytes = capacity_bytes
+        self._reserved_bytes = reserved_bytes
         self._beside_at_start_bytes = 0
 
     def start(self) -> None:
-        """Take what is used beside PyTorch now for the CUDA context."""
+        """Take whatever is beside PyTorch from now on for somebody else's, if it is much."""
         self._beside_at_start_bytes = self._beside_bytes()
+
+    def hold(self) -> None:
+        """Let PyTorch's allocations fail that would take it beyond what is left of the capacity."""
+        _, total_bytes = torch.cuda.mem_get_info(self._device)
+        left_bytes = max(self._capacity_bytes - self._not_provided_bytes(), 0)
+        torch.cuda.set_per_process_memory_fraction(min(left_bytes / total_bytes, 1.0), self._device)
 
     def _beside_bytes(self) -> int:
         free_bytes, total_bytes = torch.cuda.mem_get_info(self._device)
         return int(total_bytes - free_bytes - torch.cuda.memory_reserved(self._device))
 
-    @property
-    def _grown_bytes(self) -> int:
-        return max(self._beside_bytes() - self._beside_at_start_bytes, 0)
+    def _not_provided_bytes(self) -> int:
+        """Return what is beside PyTorch and has no room in what is reserved for the system."""
+        return max(self._beside_bytes() - self._reserved_bytes, 0)
 
     @property
     def live_bytes(self) -> int:
@@ -59,11 +68,12 @@ class CudaGauge:
 
     @property
     def reserved_bytes(self) -> int | None:
-        """Most that the allocator held since the reset, and by how much what is beside it has grown."""
-        return int(torch.cuda.max_memory_reserved(self._device)) + self._grown_bytes
+        """Most that the allocator held since the reset, and what is beside it and has no room in the reserve."""
+        return int(torch.cuda.max_memory_reserved(self._device)) + self._not_provided_bytes()
 
     def reset_peak(self) -> None:
-        """Count peaks from now."""
+        """Count peaks from now, and hold PyTorch to what is left for it now."""
+        self.hold()
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def give_back(self) -> None:
@@ -76,10 +86,11 @@ class CudaGauge:
 
     def problem(self) -> str:
         """Return that somebody else has come onto the GPU, if so."""
-        if self._grown_bytes <= USED_TOLERANCE_BYTES:
+        grown_bytes = self._beside_bytes() - self._beside_at_start_bytes
+        if grown_bytes <= USED_TOLERANCE_BYTES:
             return ""
         return (
-            f"beside PyTorch the GPU holds {self._grown_bytes:,} bytes more than at the start: another process has "
+            f"beside PyTorch the GPU holds {grown_bytes:,} bytes more than at the start: another process has "
             "come onto it; end it and tune again"
         )
 
@@ -94,10 +105,9 @@ class CudaMeter:
             rank=order.rank,
             rank_count=order.rank_count,
             folder=Path(order.meeting_folder),
-            limit_seconds=order.step_seconds,
         )
         self._runner = runner_of(order, f"cuda:{order.rank}", self._ranks)
-        self._gauge = CudaGauge(order.rank)
+        self._gauge = CudaGauge(order.rank, capacity_bytes=order.capacity_bytes, reserved_bytes=order.reserved_bytes)
         self._steps = InProcess(self._runner, self._gauge, capacity_bytes=order.capacity_bytes, on_gpu=True)
 
     def start(self) -> Ready:
@@ -107,9 +117,7 @@ class CudaMeter:
         use = _use_when_free(properties)
         torch.cuda.set_device(self._order.rank)
         self._check_room(int(properties.total_memory), use)
-        torch.cuda.set_per_process_memory_fraction(
-            self._order.capacity_bytes / int(properties.total_memory), self._order.rank
-        )
+        self._gauge.hold()
         try:
             self._runner.load()
             check_weights_fit(self._order, self._runner.weight_bytes)

@@ -2,6 +2,7 @@
 
 Invariant: no part of a model is ever in memory twice, and nothing is fetched: code comes with transformers, weights
 from a folder, or they are made up, since memory does not depend on their values.
+A rank that reads weights has the whole LLM in the machine's memory until it is cut.
 """
 
 import json

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch.distributed
 
+_LIMIT = timedelta(hours=1)
+"""Longer than any prober waits: it is the prober that gives up, and says so."""
+
 
 class Ranks:
     """A `Collective` over torch.distributed."""
 
-    def __init__(self, backend: str, *, rank: int, rank_count: int, folder: Path, limit_seconds: float) -> None:
+    def __init__(self, backend: str, *, rank: int, rank_count: int, folder: Path) -> None:
         self._backend = backend
         self._rank = rank
         self._rank_count = rank_count
         self._folder = folder
-        self._limit = timedelta(seconds=limit_seconds)
         self._has_met = False
 
     def meet(self, name: str) -> None:
@@ -30,7 +32,7 @@ class Ranks:
             init_method=(self._folder / name).resolve().as_uri(),
             rank=self._rank,
             world_size=self._rank_count,
-            timeout=self._limit,
+            timeout=_LIMIT,
         )
         self._has_met = True
         self.barrier()

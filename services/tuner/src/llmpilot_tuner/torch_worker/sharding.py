@@ -182,13 +182,13 @@ def _by_columns(cut: _Cut) -> None:
     module, shards = cut.module, cut.shards
     cut.keep("weight", slice(None), shards.part(module.weight.shape[1]))
     bias = module._parameters.get("bias")
+    module.register_parameter("bias_of_sum", bias)
     if bias is not None:
         module._parameters["bias"] = None
-        module.register_parameter("bias_of_sum", bias)
 
     def add_up(module: Any, _: Any, output: Any) -> Any:
         shards.all_reduce(output)
-        return output if bias is None else output.add_(module.bias_of_sum)
+        return output if module.bias_of_sum is None else output.add_(module.bias_of_sum)
 
     module.register_forward_hook(add_up)
 
@@ -246,9 +246,10 @@ def _queries_by_rows(cut: _Cut) -> None:
 
 def _sum_experts(cut: _Cut) -> None:
     """Each rank has a part of every expert."""
+    shards = cut.shards  # the cut itself holds the whole parameters, and the hook lives on
 
     def add_up(_: Any, __: Any, output: Any) -> Any:
-        cut.shards.all_reduce(output)
+        shards.all_reduce(output)
         return output
 
     cut.module.register_forward_hook(add_up)
