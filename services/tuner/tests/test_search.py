@@ -108,7 +108,7 @@ def test_no_prediction_is_so_bad_that_it_costs_more_than_plain_search(
 
     def peak(weight: int) -> float:
         stepped = weight + (weight * 2654435761 % 97) * jitter * largest / 10**6 / 97
-        return WEIGHTS + (CAPACITY - WEIGHTS) * (stepped / largest) ** power
+        return WEIGHTS + (CAPACITY - WEIGHTS) * math.pow(stepped / largest, power)
 
     def predict(batch: Batch) -> float:
         return WEIGHTS + (CAPACITY - WEIGHTS) * (offset + ratio * batch.token_count / largest)

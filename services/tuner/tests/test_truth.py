@@ -196,14 +196,14 @@ async def passes_here_and_above(plan: Plan, prober: Capped) -> tuple[bool, bool]
     return Outcome.OUT_OF_MEMORY not in here, Outcome.OUT_OF_MEMORY not in there
 
 
-@pytest.mark.parametrize(
-    "names", [("packed", "chunked"), ("padded, mixed", "padded, squares"), ("encoder-decoder, squares",)]
-)
-def test_fake_tensors_find_the_largest_weight_at_which_every_maximal_batch_passes(names: tuple[str, ...]) -> None:
-    """One worker for all of a layout, which runs each batch once."""
+LAYOUTS = (("packed", "chunked"), ("padded, mixed", "padded, squares"), ("encoder-decoder, squares",))
+
+
+def test_fake_tensors_find_the_largest_weight_at_which_every_maximal_batch_passes() -> None:
+    """One worker for all cases of a layout, which runs each batch once."""
     pytest.importorskip("torch", reason="the steps run in PyTorch")
 
-    async def main() -> dict[str, tuple[bool, bool]]:
+    async def of_layout(names: tuple[str, ...]) -> dict[str, tuple[bool, bool]]:
         peaks: dict[Batch, int] = {}
         specs = {name: spec_of(CASES[name], ProbeKind.DRY, share=1e6) for name in names}
         async with open_probe(plan_of(specs[names[0]])) as prober:
@@ -214,7 +214,10 @@ def test_fake_tensors_find_the_largest_weight_at_which_every_maximal_batch_passe
                 checked[name] = await passes_here_and_above(plan, Capped(prober, middle, peaks))
             return checked
 
-    assert asyncio.run(main()) == dict.fromkeys(names, (True, False))
+    async def main() -> list[dict[str, tuple[bool, bool]]]:
+        return await asyncio.gather(*map(of_layout, LAYOUTS))
+
+    assert asyncio.run(main()) == [dict.fromkeys(names, (True, False)) for names in LAYOUTS]
 
 
 def maximal(plan: Plan, weight: int) -> list[Batch]:

@@ -8,7 +8,6 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -51,7 +50,7 @@ def variables_of(kind: ProbeKind) -> dict[str, str]:
 class WorkerCrew:
     """Workers that are ready."""
 
-    def __init__(self, workers: Sequence[WorkerProcess], folder: Path) -> None:
+    def __init__(self, workers: Sequence[WorkerProcess], folder: str) -> None:
         self._workers = workers
         self._folder = folder
         self.ready: tuple[Ready, ...] = ()
@@ -65,7 +64,7 @@ class WorkerCrew:
 
         Raises ProbeError, or what the workers say of the order: InvalidInputError, PreconditionError.
         """
-        folder = Path(tempfile.mkdtemp(prefix="llm-pilot-ranks-"))
+        folder = tempfile.mkdtemp(prefix="llm-pilot-ranks-") if rank_count > 1 else ""
         workers: list[WorkerProcess] = []
         crew = cls(workers, folder)
         try:
@@ -73,7 +72,7 @@ class WorkerCrew:
                 name = f"worker {rank + 1} of {rank_count}" if rank_count > 1 else "the worker"
                 workers.append(await WorkerProcess.start(name, command, variables=variables_of(order.kind)))
             for rank, worker in enumerate(workers):
-                changes = {"rank": rank, "rank_count": rank_count, "meeting_folder": str(folder)}
+                changes = {"rank": rank, "rank_count": rank_count, "meeting_folder": folder}
                 await worker.send(msgspec.structs.replace(order, **changes))
             crew.ready = _all_ready(await crew.hear(start_seconds), workers, start_seconds)
         except OSError as error:
@@ -137,7 +136,8 @@ class WorkerCrew:
             await asyncio.gather(*(worker.stop() for worker in self._workers))
         finally:
             self.kill()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
 
 async def _all_done(tasks: Sequence[asyncio.Task[None]]) -> None:
