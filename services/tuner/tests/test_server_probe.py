@@ -22,13 +22,12 @@ import psutil
 import pytest
 
 from llmpilot_contracts.errors import InvalidInputError, PreconditionError
-from llmpilot_perfmodel.llm_config import parse_llm
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.events import CaseRan, Note, ProbeStarted, RunEvent, TuningEnded, TuningStarted
-from llmpilot_tuner.domain.limits import Limits
+from llmpilot_tuner.domain.plan import Plan, Prediction, plan_of
 from llmpilot_tuner.domain.probing import NoSafeWeightError, Outcome, ProbeError, ProbeKind, ProbeTimeoutError
 from llmpilot_tuner.domain.result import TuningResult
-from llmpilot_tuner.domain.servers import Server, server_rules
+from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import ServerTarget, TuningSpec
 from llmpilot_tuner.server_probe.tuning import server_events
 
@@ -210,25 +209,27 @@ def _answers(url: str) -> bool:
         return False
 
 
-def predict(batch: Batch) -> float:
-    return WEIGHT_BYTES + TOKEN_BYTES * batch.token_count
+class CopiedCache(Prediction):
+    """The memory of the simulated TGIS: three caches, and nothing else."""
+
+    def __call__(self, batch: Batch) -> float:
+        """Return three caches and the weights."""
+        return WEIGHT_BYTES + TOKEN_BYTES * batch.token_count
 
 
-def limits_of(spec: TuningSpec) -> Limits:
-    return Limits(
-        rules=server_rules(spec.server, is_padded=False),
-        longest_sequence=spec.longest_sequence,
-        most_new_tokens=spec.most_new_tokens,
-        most_requests=spec.most_requests,
-        prefill_limit=2048 if spec.server is not Server.TGIS else None,
+def planned(spec: TuningSpec) -> Plan:
+    """Return a plan whose prefills are those of the simulator, which in TGIS has no limit of them."""
+    plan = plan_of(spec)
+    return replace(
+        plan,
+        limits=replace(plan.limits, prefill_limit=2048 if spec.server is not Server.TGIS else None),
+        predict=CopiedCache(model=plan.predict.model, weight_bytes=WEIGHT_BYTES),
     )
 
 
 def tune(spec: TuningSpec, predicted_weight: int) -> list[RunEvent]:
     async def collect() -> list[RunEvent]:
-        events = server_events(
-            spec, parse_llm(spec.config_json), limits_of(spec), predict=predict, predicted_weight=predicted_weight
-        )
+        events = server_events(planned(spec), predicted_weight=predicted_weight)
         return [event async for event in events]
 
     return asyncio.run(collect())
@@ -411,9 +412,7 @@ def test_a_tuning_that_is_left_leaves_no_server(bench: Benches) -> None:
     spec = tgis.spec(tgis.simulator())
 
     async def leave() -> None:
-        events = server_events(
-            spec, parse_llm(spec.config_json), limits_of(spec), predict=predict, predicted_weight=2048
-        )
+        events = server_events(planned(spec), predicted_weight=2048)
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, ProbeStarted):
@@ -436,7 +435,8 @@ def test_nobody_at_the_address_is_said(bench: Benches) -> None:
 
 def test_limits_beyond_the_servers_own_are_refused(running: Bench) -> None:
     with pytest.raises(InvalidInputError, match="longest_sequence: is 600, the server admits 512"):
-        tune(running.spec(longest_sequence=600), 2048)
+        spec = running.spec(longest_sequence=600)
+        tune(replace(spec, config_json=json.dumps(LLM | {"max_position_embeddings": 1024})), 2048)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "grpc://"])

@@ -41,9 +41,15 @@ class TuningRun:
     """Made of a valid specification only: raises InvalidInputError and PreconditionError as `plan_of` does."""
 
     def __init__(
-        self, spec: TuningSpec, *, kept: Sequence[Probe] = (), monotonic: Callable[[], float] = time.monotonic
+        self,
+        spec: TuningSpec,
+        *,
+        kept: Sequence[Probe] = (),
+        open_prober: Callable[[Plan], Prober] = open_probe,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.plan = plan_of(spec)
+        self._open_prober = open_prober
         self._kept = tuple(kept)
         self._monotonic = monotonic
 
@@ -67,19 +73,13 @@ class TuningRun:
         predicted = predicted_weight(plan.problem)
         if predicted is None:
             raise NoSafeWeightError("not even one longest request fits by the formulas: lower longest_sequence")
-        async with aclosing(
-            server_events(plan.spec, plan.config, plan.limits, predict=plan.predict, predicted_weight=predicted)
-        ) as events:
+        async with aclosing(server_events(plan, predicted_weight=predicted)) as events:
             async for event in events:
-                if isinstance(event, TuningEnded):
-                    half = half_sequence_weight(plan)
-                    yield TuningEnded(result=replace(event.result, half_sequence_weight=half))
-                else:
-                    yield event
+                yield event
 
     async def _probe_events(self) -> AsyncGenerator[RunEvent, None]:
         started = self._monotonic()
-        async with open_probe(self.plan) as prober:
+        async with self._open_prober(self.plan) as prober:
             facts = prober.facts
             plan = replace(self.plan, predict=replace(self.plan.predict, weight_bytes=facts.weight_bytes))
             search = Search(plan.problem, (probe for probe in self._kept if belongs(plan.problem, probe)))

@@ -9,31 +9,25 @@ Invariant: the weight that is returned is one at which every corner case was ans
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_perfmodel.llm_config import LlmConfig
-from llmpilot_perfmodel.precision import PRECISIONS
-from llmpilot_perfmodel.sizes import llm_work
-from llmpilot_perfmodel.step_memory.batch import Batch, Layout
-from llmpilot_tuner.domain.corners import corner_batches
+from llmpilot_perfmodel.step_memory.batch import Layout
 from llmpilot_tuner.domain.events import (
     RunEvent,
     TuningEnded,
     TuningStarted,
 )
-from llmpilot_tuner.domain.limits import Limits
-from llmpilot_tuner.domain.plan import predicted_weight as predicted_weight_of
+from llmpilot_tuner.domain.plan import Plan, half_sequence_weight
 from llmpilot_tuner.domain.probing import (
     NoSafeWeightError,
     ProbeError,
     ProbeFacts,
 )
 from llmpilot_tuner.domain.result import TuningResult
-from llmpilot_tuner.domain.search import Problem, Search, plain_probe_count
+from llmpilot_tuner.domain.search import Search, plain_probe_count
 from llmpilot_tuner.domain.servers import WeightDefinition
-from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.domain.verdict import curve, headroom
 from llmpilot_tuner.server_probe.evidence import lower_weight
 from llmpilot_tuner.server_probe.probes import Emit, ServerProbes, prober_facts
@@ -50,25 +44,16 @@ _LEAST_PRECISION = 0.01
 """Finer steps are not worth the time of a real server."""
 
 
-async def server_events(
-    spec: TuningSpec,
-    config: LlmConfig,
-    limits: Limits,
-    *,
-    predict: Callable[[Batch], float],
-    predicted_weight: int,
-) -> AsyncGenerator[RunEvent, None]:
+async def server_events(plan: Plan, *, predicted_weight: int) -> AsyncGenerator[RunEvent, None]:
     """Tune, and say what happens; ends with TuningEnded.
 
     Raises InvalidInputError, PreconditionError, ProbeError and NoSafeWeightError. A server that was started has ended
     when this is closed or cancelled.
     """
-    if violations := target_violations(spec):
+    if violations := target_violations(plan.spec):
         raise InvalidInputError(violations)
     events: asyncio.Queue[RunEvent | None] = asyncio.Queue()
-    tuning = _ServerTuning(
-        spec, config, limits, predict=predict, predicted_weight=predicted_weight, emit=events.put_nowait
-    )
+    tuning = _ServerTuning(plan, predicted_weight=predicted_weight, emit=events.put_nowait)
 
     async def run() -> None:
         try:
@@ -88,26 +73,14 @@ async def server_events(
 
 
 class _ServerTuning:
-    def __init__(
-        self,
-        spec: TuningSpec,
-        config: LlmConfig,
-        limits: Limits,
-        *,
-        predict: Callable[[Batch], float],
-        predicted_weight: int,
-        emit: Emit,
-    ) -> None:
-        self._spec = spec
-        self._limits = limits
+    def __init__(self, plan: Plan, *, predicted_weight: int, emit: Emit) -> None:
+        self._plan = plan
+        self._spec, self._limits = plan.spec, plan.limits
         self._emit = emit
-        precision = PRECISIONS[spec.precision_name] if spec.precision_name else config.precision
-        self._weight_bytes = int(llm_work(config, spec.gpu_count, precision).weight_bytes)
-        self._predict = predict
-        self._problem = self._problem_of(limits)
+        self._problem = replace(plan.problem, precision=max(plan.spec.precision, _LEAST_PRECISION))
         self._predicted = predicted_weight
-        self._prompts = Prompts(vocabulary_size=config.spec.vocabulary_size, seed=spec.seed)
-        self._probes = ServerProbes(self._problem, limits, soak_steps=spec.soak_steps, emit=emit)
+        self._prompts = Prompts(vocabulary_size=plan.config.spec.vocabulary_size, seed=plan.spec.seed)
+        self._probes = ServerProbes(self._problem, plan.limits, soak_steps=plan.spec.soak_steps, emit=emit)
         self._facts: ProbeFacts | None = None
         self._is_in_force = True
         """Whether the server keeps to the weight that is probed, as it says or was told; else that is a guess."""
@@ -118,28 +91,6 @@ class _ServerTuning:
         is_started_here = self._spec.target is not None and bool(self._spec.target.command)
         weight, limit = await (self._tune_started() if is_started_here else self._tune_running())
         self._emit(TuningEnded(result=self._result(weight, limit)))
-
-    def _problem_of(self, limits: Limits) -> Problem:
-        granule = self._spec.granule
-        return Problem(
-            lowest=-(-limits.lowest_weight // granule) * granule,
-            highest=max(limits.highest_weight, limits.lowest_weight + granule) // granule * granule,
-            granule=granule,
-            precision=max(self._spec.precision, _LEAST_PRECISION),
-            capacity_bytes=self._spec.capacity_bytes,
-            cases=lambda weight: corner_batches(limits, weight),
-            predict=self._predict,
-            weight_bytes=self._weight_bytes,
-        )
-
-    def _half_sequence_weight(self) -> int | None:
-        limits = self._limits
-        half = replace(
-            limits,
-            longest_sequence=limits.longest_sequence // 2,
-            most_new_tokens=max(1, limits.most_new_tokens // 2),
-        )
-        return None if half.violations() else predicted_weight_of(self._problem_of(half))
 
     @property
     def _has_pool(self) -> bool:
@@ -255,7 +206,7 @@ class _ServerTuning:
     def _say_started(self, server: Session) -> None:
         if self._facts is not None:
             return
-        self._facts = prober_facts(self._spec, self._limits, server, weight_bytes=self._weight_bytes)
+        self._facts = prober_facts(self._spec, self._limits, server, weight_bytes=int(self._problem.weight_bytes))
         self._emit(
             TuningStarted(
                 facts=self._facts,
@@ -326,7 +277,7 @@ class _ServerTuning:
             soak=self._probes.soak,
             margin_weight=margin,
             curve=curve(search, weight - margin),
-            half_sequence_weight=self._half_sequence_weight(),
+            half_sequence_weight=half_sequence_weight(self._plan),
             predicted_weight=self._predicted,
             elapsed_seconds=time.monotonic() - self._started_seconds,
             notes=tuple(self._probes.notes),
