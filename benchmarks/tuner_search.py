@@ -16,19 +16,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.corners import corner_batches
 from llmpilot_tuner.domain.events import ProbeEnded, TuningEnded
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.plan import plan_of
-from llmpilot_tuner.domain.probing import Outcome, ProbeKind, Prober
-from llmpilot_tuner.domain.search import Search
+from llmpilot_tuner.domain.probing import Outcome, ProbeFacts, ProbeKind, Prober
+from llmpilot_tuner.domain.search import Problem
 from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.probes.open_probe import open_probe
-from llmpilot_tuner.tuning_run import TuningRun, searched
+from llmpilot_tuner.tuning_run import TuningRun
 
 SIZES = {"hidden_size": 128, "intermediate_size": 344, "vocab_size": 2048, "max_position_embeddings": 4096}
 LLAMA = {
@@ -85,8 +85,12 @@ class Shape(NamedTuple):
 
 
 WIDE = Shape(longest_sequence=250, most_new_tokens=100, most_requests=4000)
-NARROW = Shape(longest_sequence=64, most_new_tokens=32, most_requests=32)
-NEAR = 0.05
+NARROW = Shape(longest_sequence=64, most_new_tokens=32, most_requests=64)
+GRANULE = 4
+"""Of the small range."""
+NARROW_MIB = 16
+"""Beside the weights."""
+NEAR = 0.015
 """Share of the weights around the limit that are probed with every maximal batch."""
 
 
@@ -102,7 +106,7 @@ class Row:
     seconds: float
 
 
-def spec_of(name: str, *, memory_mib: float, precision: float, limits: Shape) -> TuningSpec:
+def spec_of(name: str, *, memory_mib: float, limits: Shape, granule: int = 1, soak_steps: int = 0) -> TuningSpec:
     """Return a tuning of one architecture under a limit."""
     return TuningSpec(
         config_json=json.dumps(LLMS[name]),
@@ -112,9 +116,9 @@ def spec_of(name: str, *, memory_mib: float, precision: float, limits: Shape) ->
         gpu_memory_bytes=round(memory_mib * 2**20),
         reserved_bytes=0,
         precision_name="fp32",
-        precision=precision,
+        granule=granule,
         prefill_limit=None,
-        soak_steps=0,
+        soak_steps=soak_steps,
         longest_sequence=limits.longest_sequence,
         most_new_tokens=limits.most_new_tokens,
         most_requests=limits.most_requests,
@@ -167,12 +171,31 @@ async def probe(prober: Prober, cases: Sequence[Batch]) -> tuple[bool, int]:
     return passed, count
 
 
-def every_maximal_batch(limits: Limits, weight: int) -> list[Batch]:
+def every_maximal_batch(problem: Problem, limits: Limits, weight: int) -> list[Batch]:
     """Return the corners of a weight, and for every number of requests the longest prefill and decode batch."""
-    batches = list(corner_batches(limits, weight))
+    batches = list(problem.cases(weight))
     for most in range(1, limits.most_requests + 1):
         batches += corner_batches(replace(limits, most_requests=most), weight)
     return list({replace(batch, case=""): batch for batch in batches}.values())
+
+
+class Entered:
+    """A prober that somebody else has entered and will leave."""
+
+    def __init__(self, prober: Prober) -> None:
+        self._prober = prober
+        self.run = prober.run
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+    @property
+    def facts(self) -> ProbeFacts:
+        """Its facts."""
+        return self._prober.facts
 
 
 async def largest_passing(prober: Prober, weights: range, batches: Callable[[int], Sequence[Batch]]) -> tuple[int, int]:
@@ -195,12 +218,15 @@ async def truth(spec: TuningSpec) -> tuple[int, int, int]:
         every = range(problem.lowest, problem.highest + 1, problem.granule)
         near, steps = await largest_passing(prober, every, problem.cases)
         around = range(max(problem.lowest, int(near * (1 - NEAR))), near + 1, problem.granule)
-        largest, more = await largest_passing(prober, around, lambda weight: every_maximal_batch(plan.limits, weight))
-        search = Search(problem)
-        async with aclosing(searched(search, prober)) as events:
-            async for _ in events:
-                pass
-    return largest, steps + more, search.passed or 0
+        largest, more = await largest_passing(
+            prober, around, lambda weight: every_maximal_batch(problem, plan.limits, weight)
+        )
+        found = 0
+        async with aclosing(TuningRun(spec, open_prober=lambda _: Entered(prober)).events()) as events:
+            async for event in events:
+                if isinstance(event, TuningEnded):
+                    found = event.result.max_batch_weight
+    return largest, steps + more, found
 
 
 async def search_table(names: list[str]) -> None:
@@ -210,7 +236,7 @@ async def search_table(names: list[str]) -> None:
     counts: list[int] = []
     for name in names:
         for memory_mib in (100, 300):
-            spec = spec_of(name, memory_mib=memory_mib, precision=0.01, limits=WIDE)
+            spec = spec_of(name, memory_mib=memory_mib, limits=WIDE)
             ours, theirs = await guided(name, spec), await plain(name, spec)
             counts.append(ours.probe_count)
             cells = (
@@ -225,9 +251,9 @@ async def truth_table(names: list[str]) -> None:
     print("| LLM | limit MiB | largest safe weight | steps | found | below by % |")
     print("|---|---|---|---|---|---|")
     for name in names:
-        weights = plan_of(spec_of(name, memory_mib=1000, precision=0.01, limits=NARROW)).predict.weight_bytes
-        memory_mib = weights / 2**20 + 6
-        spec = spec_of(name, memory_mib=memory_mib, precision=0.01, limits=NARROW)
+        weights = plan_of(spec_of(name, memory_mib=1000, limits=NARROW)).predict.weight_bytes
+        memory_mib = weights / 2**20 + NARROW_MIB
+        spec = spec_of(name, memory_mib=memory_mib, limits=NARROW, granule=GRANULE, soak_steps=1)
         largest, steps, found = await truth(spec)
         below = 100 * (1 - found / largest) if largest else 0.0
         print(f"| {name} | {memory_mib:.1f} | {largest:,} | {steps:,} | {found:,} | {below:.2f} |", flush=True)

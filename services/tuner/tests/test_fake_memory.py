@@ -1,4 +1,5 @@
 import runpy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -9,12 +10,13 @@ torch = pytest.importorskip("torch", reason="the extra llm-pilot-tuner[torch] is
 
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
+from llmpilot_perfmodel.architecture import Architecture  # noqa: E402
 from llmpilot_perfmodel.bundled_llms import bundled_config  # noqa: E402
 from llmpilot_perfmodel.llm_config import parse_llm  # noqa: E402
 from llmpilot_perfmodel.precision import precision_named  # noqa: E402
 from llmpilot_perfmodel.sizes import llm_work  # noqa: E402
 from llmpilot_perfmodel.step_memory.batch import Attention, Batch, Execution, Layout, Rows  # noqa: E402
-from llmpilot_tuner.torch_worker.fake_memory import FakeMemory  # noqa: E402
+from llmpilot_tuner.torch_worker.fake_memory import CUDA_ROUNDING_BYTES, FakeMemory  # noqa: E402
 from llmpilot_tuner.torch_worker.forward import StepRunner  # noqa: E402
 
 _TINY = runpy.run_path(str(Path(__file__).parent / "tiny_llms.py"))
@@ -45,7 +47,7 @@ KINDS = [
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread() -> Iterator[None]:
     """The CPU's attention takes scratch memory per thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -53,25 +55,34 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def loaded(config, execution):
+def loaded(config: str, execution: Execution) -> StepRunner:
     made = StepRunner(config_json=config, model_folder=None, execution=execution, device="cpu")
     made.load()
     return made
 
 
-def real_peak(made, batch):
+def real_peak(made: StepRunner, batch: Batch) -> int:
     """Return the most bytes that a step has at once, by the allocations and releases that torch's profiler sees."""
     made.run(batch)  # kernels prepare themselves when they run first
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         made.run(batch)
-    changes = [event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes: list[int] = [
+        event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     assert sum(changes) == 0
     return max(accumulate(changes))
 
 
-def fake_peaks(config, execution, batches, **options):
+def fake_peaks(
+    config: str,
+    execution: Execution,
+    batches: Sequence[Batch],
+    *,
+    rounding_bytes: int = CUDA_ROUNDING_BYTES,
+    shortcuts: bool = True,
+) -> tuple[int, list[int]]:
     """Return the bytes of weights and buffers, and the peak of each batch beyond them."""
-    with FakeMemory(2**50, **options) as memory:
+    with FakeMemory(2**50, rounding_bytes=rounding_bytes, shortcuts=shortcuts) as memory:
         made = loaded(config, execution)
         start = memory.live_bytes
         peaks = []
@@ -84,7 +95,9 @@ def fake_peaks(config, execution, batches, **options):
 
 
 @pytest.mark.parametrize(("name", "layout", "attention"), KINDS)
-def test_fake_memory_is_the_real_memory_of_the_cpu_within_a_thousandth(name, layout, attention):
+def test_fake_memory_is_the_real_memory_of_the_cpu_within_a_thousandth(
+    name: str, layout: Layout, attention: Attention
+) -> None:
     execution = Execution(layout=layout, attention=attention, activation_bits=32)
     batches = [PREFILL, MANY, DECODE, MIXED, *([CHUNK] if layout is Layout.PACKED else [])]
     _, fake = fake_peaks(TINY_LLMS[name], execution, batches, rounding_bytes=0)
@@ -94,7 +107,7 @@ def test_fake_memory_is_the_real_memory_of_the_cpu_within_a_thousandth(name, lay
 
 
 @pytest.mark.parametrize("name", list(TINY_LLMS))
-def test_it_is_so_in_16_bits(name):
+def test_it_is_so_in_16_bits(name: str) -> None:
     execution = Execution(layout=Layout.PADDED if name == "t5" else Layout.PACKED)
     _, fake = fake_peaks(TINY_LLMS[name], execution, [PREFILL, DECODE], rounding_bytes=0)
     made = loaded(TINY_LLMS[name], execution)
@@ -109,7 +122,7 @@ def test_it_is_so_in_16_bits(name):
         ("llama-gqa", Attention.EAGER),
     ],
 )
-def test_what_shortcuts_leave_out_takes_no_more(name, attention):
+def test_what_shortcuts_leave_out_takes_no_more(name: str, attention: Attention) -> None:
     """Few layers and one request of each shape have the very peak of all layers and all requests."""
     execution = Execution(layout=Layout.PACKED, attention=attention)
     config = tiny_llm(name, **{"n_layer" if name == "gpt-bigcode" else "num_hidden_layers": 5})
@@ -118,7 +131,7 @@ def test_what_shortcuts_leave_out_takes_no_more(name, attention):
 
 
 @pytest.mark.parametrize("name", list(TINY_LLMS))
-def test_after_loading_a_part_of_an_llm_only_its_weights_are_alive_and_never_more_were(name):
+def test_after_loading_a_part_of_an_llm_only_its_weights_are_alive_and_never_more_were(name: str) -> None:
     """But for the frequencies of rotary positions, a few numbers."""
     execution = Execution(layout=Layout.PADDED, activation_bits=32, gpu_count=2)
     with FakeMemory(2**40, rounding_bytes=0) as memory:
@@ -127,7 +140,7 @@ def test_after_loading_a_part_of_an_llm_only_its_weights_are_alive_and_never_mor
         assert made.weight_bytes <= memory.live_bytes <= memory.peak_bytes < made.weight_bytes + 100
 
 
-def test_a_gpu_gives_out_multiples_of_512_bytes():
+def test_a_gpu_gives_out_multiples_of_512_bytes() -> None:
     with FakeMemory(2**20) as memory:
         one = torch.empty(1, dtype=torch.uint8)
         assert memory.live_bytes == 512
@@ -141,7 +154,7 @@ def test_a_gpu_gives_out_multiples_of_512_bytes():
         assert memory.peak_bytes == 512 + 1024
 
 
-def test_memory_ends_at_its_capacity_and_not_before():
+def test_memory_ends_at_its_capacity_and_not_before() -> None:
     with FakeMemory(4096) as memory:
         kept = torch.empty(3584, dtype=torch.uint8)
         last = torch.empty(512, dtype=torch.uint8)
@@ -152,14 +165,14 @@ def test_memory_ends_at_its_capacity_and_not_before():
         assert memory.peak_bytes == 4096
 
 
-def test_outside_of_it_tensors_are_real():
+def test_outside_of_it_tensors_are_real() -> None:
     with FakeMemory(2**20) as memory:
         assert FakeMemory.active() is memory
     assert FakeMemory.active() is None
     assert torch.ones(3).sum().item() == 3
 
 
-def test_fused_attention_on_a_gpu_keeps_no_scores():
+def test_fused_attention_on_a_gpu_keeps_no_scores() -> None:
     """Output, 16 bits, and a 32-bit number for each query; scores of 16 bits would be 2 MB."""
     heads, tokens, size = 2, 1024, 64
     with FakeMemory(2**30) as memory, torch.inference_mode():
@@ -172,10 +185,11 @@ def test_fused_attention_on_a_gpu_keeps_no_scores():
 
 
 @pytest.mark.parametrize(("llm", "gpu_count"), [("Llama-3.1-8B", 1), ("Llama-3.1-70B", 1), ("Llama-3.1-70B", 8)])
-def test_full_size_llms_take_what_arithmetic_says(llm, gpu_count):
+def test_full_size_llms_take_what_arithmetic_says(llm: str, gpu_count: int) -> None:
     """Embeddings, the layer's input and its residual live all along: then the feed-forward, or a 32-bit norm."""
     config = bundled_config(llm)
     sizes = parse_llm(config).architecture
+    assert isinstance(sizes, Architecture)
     requests, length, pool = 4, 8191, 40_000
     batch = Batch(
         case="prefill", prefill=(Rows(request_count=requests, input_tokens=length, output_tokens=1),), pool_tokens=pool

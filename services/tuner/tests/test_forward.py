@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra llm-pilot-tuner[torch] is not installed")
 
+from torch import Tensor  # noqa: E402
 from transformers.cache_utils import DynamicCache  # noqa: E402
 
 from llmpilot_contracts.errors import InvalidInputError, PreconditionError  # noqa: E402
@@ -26,7 +27,15 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 """Logits are of order 1, and sums in another order differ in the last of 24 bits of each of some 1000 terms."""
 
 
-def runner(name, *, layout=Layout.PACKED, attention=Attention.FUSED, bits=32, config=None, folder=None):
+def runner(
+    name: str,
+    *,
+    layout: Layout = Layout.PACKED,
+    attention: Attention = Attention.FUSED,
+    bits: int = 32,
+    config: str | None = None,
+    folder: Path | None = None,
+) -> StepRunner:
     execution = Execution(layout=layout, attention=attention, activation_bits=bits)
     made = StepRunner(
         config_json=config or TINY_LLMS[name], model_folder=folder, execution=execution, device="cpu", seed=3
@@ -35,7 +44,7 @@ def runner(name, *, layout=Layout.PACKED, attention=Attention.FUSED, bits=32, co
     return made
 
 
-def plain_logits(made, ids, earlier=0):
+def plain_logits(made: StepRunner, ids: Tensor, earlier: int = 0) -> Tensor:
     """Return all logits of one request, as transformers computes them alone after `earlier` tokens of zero K and V."""
     model, shape = made.loaded.model, made.loaded.cache_shape
     implementation = model.config._attn_implementation
@@ -53,7 +62,7 @@ def plain_logits(made, ids, earlier=0):
 
 @pytest.mark.parametrize("attention", list(Attention))
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_packed_step_computes_what_each_request_alone_would(name, attention):
+def test_a_packed_step_computes_what_each_request_alone_would(name: str, attention: Attention) -> None:
     made = runner(name, attention=attention)
     batch = Batch(
         case="mixed",
@@ -75,7 +84,7 @@ def test_a_packed_step_computes_what_each_request_alone_would(name, attention):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_all_logits_are_those_of_every_input_token(name):
+def test_all_logits_are_those_of_every_input_token(name: str) -> None:
     made = runner(name)
     batch = Batch(case="logits", prefill=(Rows(request_count=2, input_tokens=6, output_tokens=1),), all_logits=True)
     output = made.step(batch)
@@ -86,7 +95,7 @@ def test_all_logits_are_those_of_every_input_token(name):
 
 @pytest.mark.parametrize("attention", list(Attention))
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_padded_step_computes_what_each_request_alone_would(name, attention):
+def test_a_padded_step_computes_what_each_request_alone_would(name: str, attention: Attention) -> None:
     """The last request of a rectangle is one token shorter, so that there is something to mask."""
     made = runner(name, layout=Layout.PADDED, attention=attention)
     batch = Batch(case="prefill", prefill=(Rows(request_count=3, input_tokens=7, output_tokens=1),))
@@ -97,7 +106,7 @@ def test_a_padded_step_computes_what_each_request_alone_would(name, attention):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_padded_decode_step_attends_to_the_cache_that_was_made(name):
+def test_a_padded_decode_step_attends_to_the_cache_that_was_made(name: str) -> None:
     made = runner(name, layout=Layout.PADDED)
     output = made.step(Batch(case="decode", decode=(Rows(request_count=2, input_tokens=5, output_tokens=3),)))
     ids = output.token_ids[0]
@@ -105,7 +114,7 @@ def test_a_padded_decode_step_attends_to_the_cache_that_was_made(name):
     torch.testing.assert_close(output.logits[0], torch.cat(expected), **CLOSE)
 
 
-def test_an_encoder_decoder_prefill_makes_the_first_token_of_each_request():
+def test_an_encoder_decoder_prefill_makes_the_first_token_of_each_request() -> None:
     made = runner("t5", layout=Layout.PADDED)
     output = made.step(Batch(case="prefill", prefill=(Rows(request_count=2, input_tokens=9, output_tokens=1),)))
     ids, first = output.token_ids
@@ -117,7 +126,7 @@ def test_an_encoder_decoder_prefill_makes_the_first_token_of_each_request():
         torch.testing.assert_close(output.logits[0][request], alone.logits[0, -1], **CLOSE)
 
 
-def test_an_encoder_decoder_decode_step_runs_beside_residents():
+def test_an_encoder_decoder_decode_step_runs_beside_residents() -> None:
     made = runner("t5", layout=Layout.PADDED)
     batch = Batch(
         case="decode",
@@ -132,20 +141,20 @@ def test_an_encoder_decoder_decode_step_runs_beside_residents():
 
 
 @pytest.mark.parametrize("name", list(TINY_LLMS))
-def test_weights_are_as_many_bytes_as_the_formulas_say(name):
+def test_weights_are_as_many_bytes_as_the_formulas_say(name: str) -> None:
     made = runner(name, layout=Layout.PADDED)
     work = llm_work(parse_llm(TINY_LLMS[name]), 1, precision_named("fp32"))
     assert made.weight_bytes == work.weight_bytes
 
 
-def test_t5_in_16_bit_floats_keeps_its_second_matrices_in_32_bits():
+def test_t5_in_16_bit_floats_keeps_its_second_matrices_in_32_bits() -> None:
     made = runner("t5", layout=Layout.PADDED, bits=16)
     work = llm_work(parse_llm(TINY_LLMS["t5"]), 1, precision_named("fp16"))
     assert made.weight_bytes == work.weight_bytes + 2 * work.fp32_parameter_count
 
 
 @pytest.mark.parametrize("layout", list(Layout))
-def test_a_step_that_runs_out_of_memory_leaves_nothing_behind_even_while_its_error_lives(layout):
+def test_a_step_that_runs_out_of_memory_leaves_nothing_behind_even_while_its_error_lives(layout: Layout) -> None:
     """Memory ends at every sixth part of what the step needs; the errors are kept."""
     execution = Execution(layout=layout)
     rows = Rows(request_count=4, input_tokens=200, output_tokens=1)
@@ -170,14 +179,14 @@ def test_a_step_that_runs_out_of_memory_leaves_nothing_behind_even_while_its_err
     assert all("_step" in "".join(error.__notes__) for error in errors)
 
 
-def test_weights_are_the_same_for_the_same_seed_and_have_no_holes():
+def test_weights_are_the_same_for_the_same_seed_and_have_no_holes() -> None:
     first, second = runner("gpt-neox").loaded.model, runner("gpt-neox").loaded.model
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.isfinite().all()
 
 
-def test_real_weights_are_read_from_their_folder(tmp_path):
+def test_real_weights_are_read_from_their_folder(tmp_path: Path) -> None:
     made = runner("gpt-bigcode")
     made.loaded.model.save_pretrained(tmp_path)
     read = runner("gpt-bigcode", folder=tmp_path)
@@ -186,24 +195,24 @@ def test_real_weights_are_read_from_their_folder(tmp_path):
     assert read.weight_bytes == made.weight_bytes
 
 
-def test_a_folder_without_weights_is_refused_with_what_to_do(tmp_path):
+def test_a_folder_without_weights_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(TINY_LLMS["llama-mha"])
     with pytest.raises(PreconditionError, match=r"has no weights.*model\.safetensors.*leave it out"):
         runner("llama-mha", folder=tmp_path)
 
 
-def test_broken_weights_are_refused_with_their_folder(tmp_path):
+def test_broken_weights_are_refused_with_their_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(PreconditionError, match=r"weights in .* cannot be read"):
         runner("llama-mha", folder=tmp_path)
 
 
-def test_a_model_type_that_transformers_does_not_know_is_named():
+def test_a_model_type_that_transformers_does_not_know_is_named() -> None:
     with pytest.raises(InvalidInputError, match=r"'frobnicator'.*--probe analytic"):
         runner("", config=tiny_llm("llama-mha", model_type="frobnicator"))
 
 
-def test_a_config_that_transformers_refuses_names_its_model_type():
+def test_a_config_that_transformers_refuses_names_its_model_type() -> None:
     with pytest.raises(InvalidInputError, match="'llama'"):
         runner("", config=tiny_llm("llama-mha", hidden_act="no such function"))
 
@@ -216,19 +225,21 @@ def test_a_config_that_transformers_refuses_names_its_model_type():
         ("t5", {}, "padded batches"),
     ],
 )
-def test_what_cannot_run_packed_is_refused_with_what_to_do(name, changes, word):
+def test_what_cannot_run_packed_is_refused_with_what_to_do(
+    name: str, changes: dict[str, dict[str, str]], word: str
+) -> None:
     config = bundled_config("mpt-7b-instruct2") if name == "mpt" else TINY_LLMS[name]
     with pytest.raises(PreconditionError, match=word):
         runner("", config=json.dumps(json.loads(config) | changes))
 
 
-def test_a_step_before_load_is_a_programming_error():
+def test_a_step_before_load_is_a_programming_error() -> None:
     execution = Execution(layout=Layout.PACKED)
     made = StepRunner(config_json=TINY_LLMS["llama-mha"], model_folder=None, execution=execution, device="cpu")
     with pytest.raises(RuntimeError, match="load"):
         made.run(Batch(case="nothing"))
 
 
-def test_a_packed_batch_of_residents_alone_allocates_its_pool_and_runs_nothing():
+def test_a_packed_batch_of_residents_alone_allocates_its_pool_and_runs_nothing() -> None:
     output = runner("llama-mha").step(Batch(case="nothing", pool_tokens=64))
     assert output == forward.StepOutput(token_ids=(), logits=())

@@ -434,9 +434,10 @@ def test_nobody_at_the_address_is_said(bench: Benches) -> None:
 
 
 def test_limits_beyond_the_servers_own_are_refused(running: Bench) -> None:
+    spec = running.spec(longest_sequence=600)
+    spec = replace(spec, config_json=json.dumps(LLM | {"max_position_embeddings": 1024}))
     with pytest.raises(InvalidInputError, match="longest_sequence: is 600, the server admits 512"):
-        spec = running.spec(longest_sequence=600)
-        tune(replace(spec, config_json=json.dumps(LLM | {"max_position_embeddings": 1024})), 2048)
+        tune(spec, 2048)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "grpc://"])
