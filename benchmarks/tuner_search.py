@@ -24,6 +24,7 @@ from llmpilot_tuner.domain.events import ProbeEnded, TuningEnded
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.plan import plan_of
 from llmpilot_tuner.domain.probing import Outcome, ProbeFacts, ProbeKind, Prober
+from llmpilot_tuner.domain.result import TuningResult
 from llmpilot_tuner.domain.search import Problem
 from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import TuningSpec
@@ -85,10 +86,10 @@ class Shape(NamedTuple):
 
 
 WIDE = Shape(longest_sequence=250, most_new_tokens=100, most_requests=4000)
-NARROW = Shape(longest_sequence=64, most_new_tokens=32, most_requests=64)
-GRANULE = 4
+NARROW = Shape(longest_sequence=64, most_new_tokens=32, most_requests=128)
+GRANULE = 8
 """Of the small range."""
-NARROW_MIB = 16
+NARROW_MIB = 32
 """Beside the weights."""
 NEAR = 0.015
 """Share of the weights around the limit that are probed with every maximal batch."""
@@ -210,8 +211,8 @@ async def largest_passing(prober: Prober, weights: range, batches: Callable[[int
     return largest, steps
 
 
-async def truth(spec: TuningSpec) -> tuple[int, int, int]:
-    """Return the largest weight below which all passed, the steps it took to know, and what the search finds."""
+async def truth(spec: TuningSpec) -> tuple[int, int, TuningResult]:
+    """Return the largest weight below which all passed, the steps it took to know, and what a tuning finds."""
     plan = plan_of(spec)
     problem = plan.problem
     async with open_probe(plan) as prober:
@@ -221,12 +222,11 @@ async def truth(spec: TuningSpec) -> tuple[int, int, int]:
         largest, more = await largest_passing(
             prober, around, lambda weight: every_maximal_batch(problem, plan.limits, weight)
         )
-        found = 0
         async with aclosing(TuningRun(spec, open_prober=lambda _: Entered(prober)).events()) as events:
             async for event in events:
                 if isinstance(event, TuningEnded):
-                    found = event.result.max_batch_weight
-    return largest, steps + more, found
+                    return largest, steps + more, event.result
+    raise AssertionError("a tuning that ends gives a result")
 
 
 async def search_table(names: list[str]) -> None:
@@ -248,15 +248,20 @@ async def search_table(names: list[str]) -> None:
 
 async def truth_table(names: list[str]) -> None:
     """Print the weight that was found beside the largest that every maximal batch passed."""
-    print("| LLM | limit MiB | largest safe weight | steps | found | below by % |")
-    print("|---|---|---|---|---|---|")
+    print("| LLM | limit MiB | largest safe weight | steps | search | below by % | after the soak | below by % |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in names:
         weights = plan_of(spec_of(name, memory_mib=1000, limits=NARROW)).predict.weight_bytes
         memory_mib = weights / 2**20 + NARROW_MIB
         spec = spec_of(name, memory_mib=memory_mib, limits=NARROW, granule=GRANULE, soak_steps=1)
-        largest, steps, found = await truth(spec)
-        below = 100 * (1 - found / largest) if largest else 0.0
-        print(f"| {name} | {memory_mib:.1f} | {largest:,} | {steps:,} | {found:,} | {below:.2f} |", flush=True)
+        largest, steps, result = await truth(spec)
+        searched = result.max_batch_weight + result.margin_weight
+        below = (100 * (1 - weight / largest) for weight in (searched, result.max_batch_weight))
+        print(
+            f"| {name} | {memory_mib:.1f} | {largest:,} | {steps:,} | {searched:,} | {next(below):.2f} | "
+            f"{result.max_batch_weight:,} | {next(below):.2f} |",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -33,9 +33,13 @@ def batch(case: str, request_count: int, tokens: int) -> Batch:
 
 @contextlib.asynccontextmanager
 async def entered(
-    *, command: tuple[str, ...] = WORKER_COMMAND, kind: ProbeKind = ProbeKind.CPU, gpu_count: int = 1
+    llm: str = "llama-gqa",
+    *,
+    command: tuple[str, ...] = WORKER_COMMAND,
+    kind: ProbeKind = ProbeKind.CPU,
+    gpu_count: int = 1,
 ) -> AsyncIterator[TorchProber]:
-    config_json = TINY_LLMS["llama-gqa"]
+    config_json = TINY_LLMS[llm]
     spec = TuningSpec(
         config_json=config_json,
         probe=kind,
@@ -80,6 +84,25 @@ def test_a_failure_that_only_the_limit_causes_is_out_of_memory(
     assert [case_run.outcome for case_run in case_runs] == [PASSED, OUT_OF_MEMORY]
     assert "only where more memory is to be had it does not fail" in case_runs[1].message
     assert odd.worker_pids == pids
+
+
+def test_it_is_in_a_soak_too(odd: TorchProber, loop: asyncio.Runner) -> None:
+    steps = [batch("never", *SMALL), batch("vague", 16, 400), batch("never", *SMALL)]
+    case_runs = loop.run(runs_of(odd, *steps, soak=True))
+    assert [case_run.outcome for case_run in case_runs] == [PASSED, OUT_OF_MEMORY]
+
+
+def test_new_shapes_leave_nothing_behind_in_a_soak() -> None:
+    """GPT-NeoX's GELU is oneDNN's, which would keep code for every shape: 3 MB after fifteen."""
+    shapes = [batch(str(count), count, 400 // count) for count in range(1, 40, 2)]
+
+    async def soaked() -> tuple[list[CaseRun], list[CaseRun]]:
+        async with entered("gpt-neox") as prober:
+            return await runs_of(prober, *shapes), await runs_of(prober, *shapes, soak=True)
+
+    alone, together = asyncio.run(soaked())
+    most_alone = max(case_run.reserved_bytes or 0 for case_run in alone)
+    assert max(case_run.reserved_bytes or 0 for case_run in together) <= most_alone + 500_000
 
 
 def test_what_a_step_leaves_alive_never_reaches_another(odd: TorchProber, loop: asyncio.Runner) -> None:

@@ -28,13 +28,15 @@ MALLOC_SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "16384",
     "MALLOC_MMAP_MAX_": "1000000",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_TOP_PAD_": "4096",
     "MKL_DISABLE_FAST_MM": "1",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0",
     "PYTHONHASHSEED": "0",
 }
 """Every piece of 16 KiB and more is mapped alone, so that the limit of the process counts it as it is; and Intel's
-MKL keeps no buffers, which would be counted once in the first step that needs them and in every later one of a soak."""
+MKL and oneDNN keep nothing, which would be counted once in the first step that needs it and in every later one of a
+soak: oneDNN's code for each new shape took a third of what the soak of a tiny LLM had."""
 
 Heard = Answer | WorkerDiedError | None
 """None: nothing in time."""

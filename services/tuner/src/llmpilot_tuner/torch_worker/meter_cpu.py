@@ -55,32 +55,33 @@ class CpuMeter:
 
     def run(self, number: int, batches: Sequence[Batch], *, soak: bool) -> Iterator[CaseAnswer]:
         """Run each batch in a child of its own, a soak in one child."""
-        if soak:
-            yield from self._in_child(number, batches, capacity_bytes=self._order.capacity_bytes)
-            return
-        for index, batch in enumerate(batches):
-            answer = self._alone(number, index, batch)
-            yield answer
-            if not (isinstance(answer, CaseResult) and answer.outcome is Outcome.PASSED):
-                return
+        parts = [(0, batches)] if soak else [(index, [batch]) for index, batch in enumerate(batches)]
+        for first_index, part in parts:
+            for answer in self._limited(number, first_index, part):
+                yield answer
+                if not (isinstance(answer, CaseResult) and answer.outcome is Outcome.PASSED):
+                    return
 
-    def _alone(self, number: int, index: int, batch: Batch) -> CaseAnswer:
+    def _limited(self, number: int, first_index: int, batches: Sequence[Batch]) -> Iterator[CaseAnswer]:
+        """Run batches in one child; a failure that does not say why is judged."""
         capacity_bytes = self._order.capacity_bytes
-        answer, *_ = list(self._in_child(number, [batch], capacity_bytes=capacity_bytes, first_index=index))
-        if isinstance(answer, CaseFailed) and answer.exit_code != -signal.SIGKILL and self._order.rank_count == 1:
-            return self._judged(number, index, batch, answer)
-        return answer
+        for answer in self._in_child(number, batches, capacity_bytes=capacity_bytes, first_index=first_index):
+            is_unclear = isinstance(answer, CaseFailed) and answer.exit_code != -signal.SIGKILL
+            if isinstance(answer, CaseFailed) and is_unclear and self._order.rank_count == 1:
+                yield self._judged(number, first_index, batches[: answer.index - first_index + 1], answer)
+            else:
+                yield answer
 
-    def _judged(self, number: int, index: int, batch: Batch, failed: CaseFailed) -> CaseAnswer:
-        """Try a step again that failed and did not say why with far more memory: if that helps, memory it was."""
+    def _judged(self, number: int, first_index: int, batches: Sequence[Batch], failed: CaseFailed) -> CaseAnswer:
+        """Run batches, whose last failed and did not say why, with far more memory: if that helps, memory it was."""
         generous_bytes = 2 * self._order.capacity_bytes + _GENEROUS_EXTRA_BYTES
-        again, *_ = list(self._in_child(number, [batch], capacity_bytes=generous_bytes, first_index=index))
-        if not isinstance(again, CaseResult):
+        *_, again = self._in_child(number, batches, capacity_bytes=generous_bytes, first_index=first_index)
+        if not isinstance(again, CaseResult) or again.index != failed.index:
             return failed
         if again.outcome is Outcome.PASSED and (again.reserved_bytes or 0) <= self._order.capacity_bytes:
             return failed
         return CaseResult(
-            index=index,
+            index=again.index,
             outcome=Outcome.OUT_OF_MEMORY,
             live_before_bytes=again.live_before_bytes,
             seconds=again.seconds,
