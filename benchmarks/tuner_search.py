@@ -86,10 +86,10 @@ class Shape(NamedTuple):
 
 
 WIDE = Shape(longest_sequence=250, most_new_tokens=100, most_requests=4000)
-NARROW = Shape(longest_sequence=64, most_new_tokens=32, most_requests=128)
+NARROW = Shape(longest_sequence=64, most_new_tokens=32, most_requests=64)
 GRANULE = 8
 """Of the small range."""
-NARROW_MIB = 32
+NARROW_MIB = 16
 """Beside the weights."""
 NEAR = 0.015
 """Share of the weights around the limit that are probed with every maximal batch."""
@@ -218,7 +218,7 @@ async def truth(spec: TuningSpec) -> tuple[int, int, TuningResult]:
     async with open_probe(plan) as prober:
         every = range(problem.lowest, problem.highest + 1, problem.granule)
         near, steps = await largest_passing(prober, every, problem.cases)
-        around = range(max(problem.lowest, int(near * (1 - NEAR))), near + 1, problem.granule)
+        around = range(max(problem.lowest, problem.down(near * (1 - NEAR))), near + 1, problem.granule)
         largest, more = await largest_passing(
             prober, around, lambda weight: every_maximal_batch(problem, plan.limits, weight)
         )

@@ -183,11 +183,12 @@ class _Verdict:
         )
 
     def _lower(self, lacking: int) -> None:
-        """Take off what the lacking bytes come to, and each time at least twice what was taken off before."""
+        """Take off what the lacking bytes come to, at least a quarter of the precision, and four times that each time."""
         problem = self._search.problem
         self._lowered_from.append(self._weight)
         root = self._search.root(capacity_bytes=problem.capacity_bytes - lacking, below=self._weight) or 0
-        least = max(problem.granule, problem.step(self._weight) - self._weight) * 2 ** (len(self._lowered_from) - 1)
+        quarter = max(problem.granule, problem.down((problem.step(self._weight) - self._weight) / 4))
+        least = quarter * 4 ** (len(self._lowered_from) - 1)
         lowered = problem.down(min(root or self._weight, self._weight - least))
         if lowered < problem.lowest:
             raise NoSafeWeightError(
