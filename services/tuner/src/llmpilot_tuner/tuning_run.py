@@ -183,7 +183,7 @@ class _Verdict:
         )
 
     def _lower(self, lacking: int) -> None:
-        """Take off what the lacking bytes come to, at least a quarter of the precision, and four times that each time."""
+        """Take off what the lacking bytes come to: at first a quarter of the precision, then four times it."""
         problem = self._search.problem
         self._lowered_from.append(self._weight)
         root = self._search.root(capacity_bytes=problem.capacity_bytes - lacking, below=self._weight) or 0
