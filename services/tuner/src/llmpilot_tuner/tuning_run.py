@@ -183,12 +183,12 @@ class _Verdict:
         )
 
     def _lower(self, lacking: int) -> None:
-        """Take off what the lacking bytes come to: at first a quarter of the precision, then four times it."""
+        """Take off what the lacking bytes come to: at first a quarter of the precision, then twice it."""
         problem = self._search.problem
         self._lowered_from.append(self._weight)
         root = self._search.root(capacity_bytes=problem.capacity_bytes - lacking, below=self._weight) or 0
         quarter = max(problem.granule, problem.down((problem.step(self._weight) - self._weight) / 4))
-        least = quarter * 4 ** (len(self._lowered_from) - 1)
+        least = quarter * 2 ** (len(self._lowered_from) - 1)
         lowered = problem.down(min(root or self._weight, self._weight - least))
         if lowered < problem.lowest:
             raise NoSafeWeightError(
