@@ -86,6 +86,19 @@ def test_a_failure_that_only_the_limit_causes_is_out_of_memory(
     assert odd.worker_pids == pids
 
 
+def test_a_failure_that_more_memory_cures_is_of_memory_only_near_the_limit(
+    odd: TorchProber, loop: asyncio.Runner
+) -> None:
+    """The step that takes .95 of the capacity, by a line through two that take less."""
+    few, many = loop.run(runs_of(odd, batch("few", 1, 500), batch("many", 1, 900)))
+    slope = ((many.reserved_bytes or 0) - (few.reserved_bytes or 0)) / 400
+    near = 900 + round((0.95 * CAPACITY - (many.reserved_bytes or 0)) / slope)
+    (case_run,) = loop.run(runs_of(odd, batch("early", near // 500, 500)))
+    assert case_run.outcome is OUT_OF_MEMORY
+    with pytest.raises(ProbeError, match="not for want of memory: RuntimeError: could not create a primitive"):
+        loop.run(runs_of(odd, batch("early", *SMALL)))
+
+
 def test_it_is_in_a_soak_too(odd: TorchProber, loop: asyncio.Runner) -> None:
     steps = [batch("never", *SMALL), batch("vague", 16, 400), batch("never", *SMALL)]
     case_runs = loop.run(runs_of(odd, *steps, soak=True))

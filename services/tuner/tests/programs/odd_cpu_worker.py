@@ -1,18 +1,22 @@
 """The real cpu worker, but that some cases of a batch misbehave."""
 
 import ctypes
+import resource
 import sys
 
 import torch
 
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.probes.worker_messages import Order
+from llmpilot_tuner.torch_worker.address_space import AddressSpace
 from llmpilot_tuner.torch_worker.forward import StepRunner
 from llmpilot_tuner.torch_worker.meter_cpu import CpuMeter
 from llmpilot_tuner.torch_worker.serving import serve
 
 UNREADABLE_BYTES = 8 << 20
 LEAK_BYTES = 2 << 20
+GENEROUS_BYTES = 64 << 20
+"""More than the capacity of the tests."""
 
 
 class OddSteps(StepRunner):
@@ -44,6 +48,10 @@ class OddSteps(StepRunner):
                     self._runner.run(batch)
                 except RuntimeError:
                     ctypes.string_at(0)
+            case "early":  # as a library does that wants more than it then uses
+                self._runner.run(batch)
+                if resource.getrlimit(resource.RLIMIT_DATA)[0] - AddressSpace.now().data_bytes < GENEROUS_BYTES:
+                    raise RuntimeError("could not create a primitive")
             case "broken":
                 raise RuntimeError("could not create a primitive")
             case "leak":

@@ -27,6 +27,8 @@ from llmpilot_tuner.torch_worker.ranks import Ranks
 from llmpilot_tuner.torch_worker.serving import CaseAnswer, clipped, end_with_parent
 
 _GENEROUS_EXTRA_BYTES = 256 << 20
+_NEAR = 0.9
+"""Share of the capacity from which on a failure that more memory cures is of memory: oneDNN gives up a little early."""
 
 
 class CpuMeter:
@@ -78,7 +80,7 @@ class CpuMeter:
         *_, again = self._in_child(number, batches, capacity_bytes=generous_bytes, first_index=first_index)
         if not isinstance(again, CaseResult) or again.index != failed.index:
             return failed
-        if again.outcome is Outcome.PASSED and (again.reserved_bytes or 0) <= self._order.capacity_bytes:
+        if again.outcome is Outcome.PASSED and (again.reserved_bytes or 0) < _NEAR * self._order.capacity_bytes:
             return failed
         return CaseResult(
             index=again.index,
