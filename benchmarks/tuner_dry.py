@@ -6,17 +6,15 @@ Usage: python benchmarks/tuner_dry.py
 import asyncio
 import threading
 import time
-from contextlib import aclosing
 
 import psutil
+from tuning.searches import steps_of, tuned
 
 from llmpilot_perfmodel.bundled_llms import bundled_config
-from llmpilot_tuner.domain.events import ProbeEnded, TuningEnded
 from llmpilot_tuner.domain.probing import ProbeKind
 from llmpilot_tuner.domain.result import TuningResult
 from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import TuningSpec
-from llmpilot_tuner.tuning_run import TuningRun
 
 GIB = 2**30
 CASES = (
@@ -57,8 +55,8 @@ class PeakMemory:
             self.peak_bytes = max(self.peak_bytes, total)
 
 
-async def tune(name: str, gpu_count: int, gib: int, prefill_limit: int | None) -> tuple[TuningResult, int]:
-    """Return what a tuning found, and how many steps its probes ran."""
+async def tune(name: str, gpu_count: int, gib: int, prefill_limit: int | None) -> TuningResult:
+    """Return what a tuning found."""
     spec = TuningSpec(
         config_json=bundled_config(name),
         llm_name=name,
@@ -72,14 +70,7 @@ async def tune(name: str, gpu_count: int, gib: int, prefill_limit: int | None) -
         most_requests=256,
         prefill_limit=prefill_limit,
     )
-    steps = 0
-    async with aclosing(TuningRun(spec).events()) as events:
-        async for event in events:
-            if isinstance(event, ProbeEnded):
-                steps += len(event.probe.runs)
-            if isinstance(event, TuningEnded):
-                return event.result, steps
-    raise AssertionError("a tuning that ends gives a result")
+    return await tuned(spec)
 
 
 def main() -> None:
@@ -89,13 +80,13 @@ def main() -> None:
     for name, gpu_count, gib, prefill_limit in CASES:
         started = time.perf_counter()
         with PeakMemory() as memory:
-            result, steps = asyncio.run(tune(name, gpu_count, gib, prefill_limit))
+            result = asyncio.run(tune(name, gpu_count, gib, prefill_limit))
         seconds = time.perf_counter() - started
         predicted = result.predicted_weight or 0
         off = 100 * (result.max_batch_weight / predicted - 1) if predicted else float("nan")
         print(
             f"| {name} | {gpu_count} | {gib} | {prefill_limit or 'none'} | {predicted:,} | "
-            f"{result.max_batch_weight:,} | {off:+.3f} | {len(result.probes)} | {steps} | {seconds:.1f} | "
+            f"{result.max_batch_weight:,} | {off:+.3f} | {len(result.probes)} | {steps_of(result)} | {seconds:.1f} | "
             f"{memory.peak_bytes / MEGABYTE:,.0f} |",
             flush=True,
         )

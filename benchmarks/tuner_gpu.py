@@ -10,25 +10,22 @@ Usage: python benchmarks/tuner_gpu.py [--llm meta-llama/Llama-3.1-8B] [--caps 24
 import argparse
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tuning.searches import plain_search, run_batches, tuned
 
 from llmpilot_perfmodel.bundled_llms import bundled_config
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.corners import corner_batches, sweep_batches
-from llmpilot_tuner.domain.events import TuningEnded
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.plan import Plan, plan_of
-from llmpilot_tuner.domain.probing import Outcome, ProbeKind, Prober
-from llmpilot_tuner.domain.result import TuningResult
+from llmpilot_tuner.domain.probing import ProbeKind
 from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.probes.open_probe import open_probe
-from llmpilot_tuner.tuning_run import TuningRun
 
 GB = 10**9
 BEYOND = 1.05
@@ -45,36 +42,6 @@ def random_batches(limits: Limits, weight: int, generator: np.random.Generator) 
         yield replace(batches[int(generator.integers(len(batches)))], pool_tokens=pool_tokens)
 
 
-async def tuned(spec: TuningSpec) -> TuningResult:
-    """Tune as the product does."""
-    async with aclosing(TuningRun(spec).events()) as events:
-        async for event in events:
-            if isinstance(event, TuningEnded):
-                return event.result
-    raise AssertionError("a tuning that ends gives a result")
-
-
-async def all_pass(prober: Prober, batches: Sequence[Batch], *, soak: bool = False) -> bool:
-    """Run batches until one fails; returns whether none did."""
-    outcome = Outcome.PASSED
-    async with aclosing(prober.run(batches, soak=soak)) as runs:
-        async for run in runs:
-            outcome = run.outcome
-    return outcome is Outcome.PASSED
-
-
-async def plain(plan: Plan) -> tuple[int, float]:
-    """Halve the range until it is settled; returns the probes and the seconds it took."""
-    started, count, problem = time.perf_counter(), 0, plan.problem
-    async with open_probe(plan) as prober:
-        low, high = problem.lowest, problem.highest + problem.granule
-        while high - low > problem.granule and not problem.is_settled(low, high):
-            middle = max(problem.down((low + high) // 2), low + problem.granule)
-            count += 1
-            low, high = (middle, high) if await all_pass(prober, problem.cases(middle)) else (low, middle)
-    return count, time.perf_counter() - started
-
-
 async def proof(plan: Plan, weight: int, minutes: float) -> tuple[int, bool, bool]:
     """Return how many random batches ran, whether all passed, and whether the weight beyond ran out of memory."""
     generator, count, passed = np.random.default_rng(0), 0, True
@@ -83,10 +50,10 @@ async def proof(plan: Plan, weight: int, minutes: float) -> tuple[int, bool, boo
         end = time.perf_counter() + 60 * minutes
         while passed and time.perf_counter() < end:
             batches = [next(source) for _ in range(BATCHES_AT_ONCE)]
-            passed = await all_pass(prober, batches, soak=True)
-            count += len(batches)
-        breaks = not await all_pass(prober, corner_batches(plan.limits, int(BEYOND * weight)))
-    return count, passed, breaks
+            passed, ran = await run_batches(prober, batches, soak=True)
+            count += ran
+        withstood, _ = await run_batches(prober, corner_batches(plan.limits, int(BEYOND * weight)))
+    return count, passed, not withstood
 
 
 async def measure(arguments: argparse.Namespace) -> None:
@@ -109,11 +76,11 @@ async def measure(arguments: argparse.Namespace) -> None:
         result = await tuned(spec)
         seconds = time.perf_counter() - started
         plan = plan_of(spec)
-        plain_count, plain_seconds = await plain(plan)
+        plain = await plain_search(plan)
         count, passed, breaks = await proof(plan, result.max_batch_weight, arguments.minutes)
         print(
-            f"| {cap:g} | {result.max_batch_weight:,} | {len(result.probes)} | {seconds:.1f} | {plain_count} | "
-            f"{plain_seconds:.1f} | {count:,} | {passed} | {breaks} |",
+            f"| {cap:g} | {result.max_batch_weight:,} | {len(result.probes)} | {seconds:.1f} | {plain.probe_count} | "
+            f"{plain.seconds:.1f} | {count:,} | {passed} | {breaks} |",
             flush=True,
         )
 

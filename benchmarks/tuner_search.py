@@ -14,22 +14,21 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Self
+
+from tuning.searches import Searched, plain_search, run_batches, steps_of, tuned
 
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.domain.corners import corner_batches
-from llmpilot_tuner.domain.events import ProbeEnded, TuningEnded
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.plan import plan_of
-from llmpilot_tuner.domain.probing import Outcome, ProbeFacts, ProbeKind, Prober
+from llmpilot_tuner.domain.probing import ProbeFacts, ProbeKind, Prober
 from llmpilot_tuner.domain.result import TuningResult
 from llmpilot_tuner.domain.search import Problem
 from llmpilot_tuner.domain.servers import Server
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.probes.open_probe import open_probe
-from llmpilot_tuner.tuning_run import TuningRun
 
 SIZES = {"hidden_size": 128, "intermediate_size": 344, "vocab_size": 2048, "max_position_embeddings": 4096}
 LLAMA = {
@@ -95,18 +94,6 @@ NEAR = 0.015
 """Share of the weights around the limit that are probed with every maximal batch."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One search."""
-
-    llm: str
-    search: str
-    weight: int
-    probe_count: int
-    step_count: int
-    seconds: float
-
-
 def spec_of(name: str, *, memory_mib: float, limits: Shape, granule: int = 1, soak_steps: int = 0) -> TuningSpec:
     """Return a tuning of one architecture under a limit."""
     return TuningSpec(
@@ -126,50 +113,16 @@ def spec_of(name: str, *, memory_mib: float, limits: Shape, granule: int = 1, so
     )
 
 
-async def guided(name: str, spec: TuningSpec) -> Row:
+async def guided(spec: TuningSpec) -> Searched:
     """Tune as the product does."""
-    started, steps = time.perf_counter(), 0
-    async with aclosing(TuningRun(spec).events()) as events:
-        async for event in events:
-            if isinstance(event, ProbeEnded):
-                steps += len(event.probe.runs)
-            if isinstance(event, TuningEnded):
-                return Row(
-                    llm=name,
-                    search="ours",
-                    weight=event.result.max_batch_weight,
-                    probe_count=len(event.result.probes),
-                    step_count=steps,
-                    seconds=time.perf_counter() - started,
-                )
-    raise AssertionError("a tuning that ends gives a result")
-
-
-async def plain(name: str, spec: TuningSpec) -> Row:
-    """Halve the range until it is settled, with the same corner cases in their own order."""
-    started, steps, count = time.perf_counter(), 0, 0
-    plan = plan_of(spec)
-    problem = plan.problem
-    async with open_probe(plan) as prober:
-        low, high = problem.lowest, problem.highest + problem.granule
-        while high - low > problem.granule and not problem.is_settled(low, high):
-            middle = max(problem.down((low + high) // 2), low + problem.granule)
-            passed, ran = await probe(prober, problem.cases(middle))
-            count, steps = count + 1, steps + ran
-            low, high = (middle, high) if passed else (low, middle)
-    return Row(
-        llm=name, search="plain", weight=low, probe_count=count, step_count=steps, seconds=time.perf_counter() - started
+    started = time.perf_counter()
+    result = await tuned(spec)
+    return Searched(
+        weight=result.max_batch_weight,
+        probe_count=len(result.probes),
+        step_count=steps_of(result),
+        seconds=time.perf_counter() - started,
     )
-
-
-async def probe(prober: Prober, cases: Sequence[Batch]) -> tuple[bool, int]:
-    """Run cases until one fails; returns whether none did, and how many ran."""
-    count, passed = 0, True
-    async with aclosing(prober.run(cases)) as runs:
-        async for run in runs:
-            count += 1
-            passed = run.outcome is Outcome.PASSED
-    return passed, count
 
 
 def every_maximal_batch(problem: Problem, limits: Limits, weight: int) -> list[Batch]:
@@ -203,7 +156,7 @@ async def largest_passing(prober: Prober, weights: range, batches: Callable[[int
     """Probe weights in turn; returns the largest below the first that failed, and the steps it took."""
     largest, steps = weights.start - weights.step, 0
     for weight in weights:
-        passed, ran = await probe(prober, batches(weight))
+        passed, ran = await run_batches(prober, batches(weight))
         steps += ran
         if not passed:
             break
@@ -222,11 +175,7 @@ async def truth(spec: TuningSpec) -> tuple[int, int, TuningResult]:
         largest, more = await largest_passing(
             prober, around, lambda weight: every_maximal_batch(problem, plan.limits, weight)
         )
-        async with aclosing(TuningRun(spec, open_prober=lambda _: Entered(prober)).events()) as events:
-            async for event in events:
-                if isinstance(event, TuningEnded):
-                    return largest, steps + more, event.result
-    raise AssertionError("a tuning that ends gives a result")
+        return largest, steps + more, await tuned(spec, open_prober=lambda _: Entered(prober))
 
 
 async def search_table(names: list[str]) -> None:
@@ -237,7 +186,7 @@ async def search_table(names: list[str]) -> None:
     for name in names:
         for memory_mib in (100, 300):
             spec = spec_of(name, memory_mib=memory_mib, limits=WIDE)
-            ours, theirs = await guided(name, spec), await plain(name, spec)
+            ours, theirs = await guided(spec), await plain_search(plan_of(spec))
             counts.append(ours.probe_count)
             cells = (
                 f"{row.weight:,} | {row.probe_count} | {row.step_count} | {row.seconds:.1f}" for row in (ours, theirs)
