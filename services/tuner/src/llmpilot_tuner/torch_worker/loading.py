@@ -1,6 +1,8 @@
 """What every meter does with an order: it builds the LLM, warms it up, and says what ran."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import transformers
 from llmpilot_contracts.errors import PreconditionError
 from llmpilot_perfmodel.step_memory.batch import Batch, Execution, Layout, Rows
 from llmpilot_tuner.probes.worker_messages import Order
+from llmpilot_tuner.torch_worker.failures import FailureKind, classify_exception
 from llmpilot_tuner.torch_worker.forward import StepRunner
 from llmpilot_tuner.torch_worker.sharding import Collective
 
@@ -38,6 +41,21 @@ def runner_of(order: Order, device: str, collective: Collective) -> StepRunner:
         collective=collective if order.execution.gpu_count > 1 else None,
         seed=order.seed,
     )
+
+
+@contextmanager
+def must_fit(order: Order, *, on_gpu: bool = False) -> Iterator[None]:
+    """Raise PreconditionError where what happens inside, loading and the smallest step, runs out of memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        failure = classify_exception(error, on_gpu=on_gpu)
+        if failure.kind is not FailureKind.OUT_OF_MEMORY:
+            raise
+        raise PreconditionError(
+            f"the weights and the smallest step do not fit into the {order.capacity_bytes:,} bytes that "
+            f"each GPU may use: {failure.message}"
+        ) from error
 
 
 def warm_up_batches(execution: Execution) -> tuple[Batch, ...]:

@@ -16,10 +16,15 @@ import torch
 from llmpilot_contracts.errors import PreconditionError
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.probes.worker_messages import Order, Ready
-from llmpilot_tuner.torch_worker.failures import FailureKind, classify_exception
 from llmpilot_tuner.torch_worker.gpu_sharing import USED_TOLERANCE_BYTES, GpuUse, gpu_use, sharing_problem
 from llmpilot_tuner.torch_worker.in_process import InProcess
-from llmpilot_tuner.torch_worker.loading import check_weights_fit, library_versions, runner_of, warm_up_batches
+from llmpilot_tuner.torch_worker.loading import (
+    check_weights_fit,
+    library_versions,
+    must_fit,
+    runner_of,
+    warm_up_batches,
+)
 from llmpilot_tuner.torch_worker.ranks import Ranks
 from llmpilot_tuner.torch_worker.serving import CaseAnswer
 
@@ -118,19 +123,11 @@ class CudaMeter:
         torch.cuda.set_device(self._order.rank)
         self._check_room(int(properties.total_memory), use)
         self._gauge.hold()
-        try:
+        with must_fit(self._order, on_gpu=True):
             self._runner.load()
             check_weights_fit(self._order, self._runner.weight_bytes)
             self._ranks.meet("start")
             self._steps.warm_up(warm_up_batches(self._order.execution))
-        except RuntimeError as error:
-            failure = classify_exception(error, on_gpu=True)
-            if failure.kind is not FailureKind.OUT_OF_MEMORY:
-                raise
-            raise PreconditionError(
-                f"the weights and the smallest step do not fit into the {self._order.capacity_bytes:,} bytes that "
-                f"each GPU may use: {failure.message}"
-            ) from error
         self._gauge.start()
         versions = [*library_versions(), ("cuda", str(torch.version.cuda or torch.version.hip))]
         if use is not None:

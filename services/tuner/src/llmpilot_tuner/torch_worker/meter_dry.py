@@ -6,16 +6,15 @@ Invariant: it takes no memory and no arithmetic, whatever the size of the LLM; w
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from llmpilot_contracts.errors import PreconditionError
 from llmpilot_perfmodel.step_memory.batch import Batch
 from llmpilot_tuner.probes.worker_messages import Order, Ready
-from llmpilot_tuner.torch_worker.failures import FailureKind, classify_exception
 from llmpilot_tuner.torch_worker.fake_memory import FakeMemory
 from llmpilot_tuner.torch_worker.in_process import InProcess
 from llmpilot_tuner.torch_worker.loading import (
     LoneCollective,
     check_weights_fit,
     library_versions,
+    must_fit,
     runner_of,
     warm_up_batches,
 )
@@ -74,19 +73,11 @@ class DryMeter:
     def start(self) -> Ready:
         """Build the LLM out of fake weights."""
         self._entered.enter_context(self._memory)
-        try:
+        with must_fit(self._order):
             self._runner.load()
             check_weights_fit(self._order, self._runner.weight_bytes)
             self._memory.capacity_bytes = self._order.capacity_bytes
             self._steps.warm_up(warm_up_batches(self._order.execution))
-        except RuntimeError as error:
-            failure = classify_exception(error)
-            if failure.kind is not FailureKind.OUT_OF_MEMORY:
-                raise
-            raise PreconditionError(
-                f"the weights and the smallest step do not fit into the {self._order.capacity_bytes:,} bytes that "
-                f"each GPU may use: {failure.message}"
-            ) from error
         return Ready(device="fake", weight_bytes=self._runner.weight_bytes, versions=library_versions(), notes=[_NOTE])
 
     def run(self, number: int, batches: Sequence[Batch], *, soak: bool) -> Iterator[CaseAnswer]:  # noqa: ARG002
