@@ -1,6 +1,6 @@
 """Times the simulator's tokens: 512 streams of 100 tokens a second from one core, against when each was due.
 
-    python benchmarks/simulator_server.py [STREAMS] [SECONDS] [--own-core]
+    python benchmarks/simulator_server.py [--streams N] [--seconds S] [--runs N] [--own-core]
 
 The server is a process of its own, pinned to one core; a client that only reads is pinned to another. How late a token
 was is read from the server's write log, for the seconds in which every stream was running.
@@ -14,6 +14,7 @@ others. With a frontend time, the API server in front of the model takes so long
 after the other.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -44,7 +45,6 @@ RAMP_SECONDS = 1.5
 EDGE_SECONDS = 1.0
 """Left out at both ends of the time in which all streams run."""
 FRONTEND_SECONDS = 18e-6
-OWN_CORE = "--own-core"
 MODES = ("staggered", "lock step", "lock step + frontend")
 TITLES = ("tokens", "p50 ms", "p99 ms", "max ms", "server CPU", "us/token")
 HEADER = f"{'':<22}" + "".join(f"{title:>12}" for title in TITLES)
@@ -157,7 +157,7 @@ def measure(mode: str, stream_count: int, seconds: float, *, owns_core: bool) ->
     """Run one mode."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "writes"
-        command = [sys.executable, __file__, "--serve", mode, str(log), *([OWN_CORE] if owns_core else [])]
+        command = [sys.executable, __file__, "--serve", mode, str(log), *(["--own-core"] if owns_core else [])]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 address = process.stdout.readline().strip() if process.stdout else ""
@@ -179,19 +179,25 @@ def measure(mode: str, stream_count: int, seconds: float, *, owns_core: bool) ->
 
 def main() -> None:
     """Print the table."""
-    owns_core = OWN_CORE in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != OWN_CORE]
-    if arguments[:1] == ["--serve"]:
-        serve(arguments[1], Path(arguments[2]), owns_core=owns_core)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, default=STREAMS)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--runs", type=int, default=1, help="of each mode, in turn")
+    parser.add_argument("--own-core", action="store_true")
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        mode, log = arguments.serve
+        serve(mode, Path(log), owns_core=arguments.own_core)
         return
-    stream_count = int(arguments[0]) if arguments else STREAMS
-    seconds = float(arguments[1]) if len(arguments) > 1 else SECONDS
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, set(cores[1:]) or set(cores))
-    print(f"{stream_count} streams of {TOKENS_PER_SECOND} tokens/s for {seconds:g} s; how late tokens left:")
+    load = f"{arguments.streams} streams of {TOKENS_PER_SECOND} tokens/s for {arguments.seconds:g} s"
+    print(f"{load}; how late tokens left:")
     print(HEADER)
-    for mode in MODES:
-        print(measure(mode, stream_count, seconds, owns_core=owns_core), flush=True)
+    for _ in range(arguments.runs):
+        for mode in MODES:
+            print(measure(mode, arguments.streams, arguments.seconds, owns_core=arguments.own_core), flush=True)
 
 
 if __name__ == "__main__":

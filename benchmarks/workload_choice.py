@@ -34,7 +34,7 @@ FAMILIES = ("opt", "llama2")
 """By tokenizer, first that of the published distributions."""
 LARGEST_RUN = 1000
 REQUEST_COUNTS = (100, 500, 1000)
-COMPARED_COUNTS = (500, 1000)
+FITTED_COUNTS = (500, 1000)
 """A run of 100 ends with its longest request: samples of 100 from one distribution differ by up to a fifth."""
 MAX_TOKENS = 2048
 SAMPLES = 8
@@ -100,7 +100,7 @@ class Fit:
         ).tables()
 
 
-FIT = Fit(overhead_seconds_per_layer=7.68e-5, seconds_per_sequence=6.5e-5, compute_share=0.48)
+FIT = Fit(overhead_seconds_per_layer=4.26e-5, seconds_per_sequence=5.6e-5, compute_share=0.46)
 """What `python benchmarks/workload_choice.py --fit` found, rounded; a start far away leads to the same errors."""
 FIT_START = Fit(overhead_seconds_per_layer=1.2e-4, seconds_per_sequence=1e-4, compute_share=0.6)
 """As read from TGIS's steps in the raw records of Lazuka et al., 2024."""
@@ -146,9 +146,10 @@ class WorkloadChoice:
     """The published runs, and requests like theirs.
 
     The study's own benchmark (muse-research-lab/vllm, benchmarks/trace.py) drops requests with 2048 tokens or more and
-    lets the LLM end an output before it is as long as in the data set. How much earlier follows from the tokens per
-    request of each run; only in summarization, where nine tenths of them are inputs, are outputs shortened as in the
-    median of the other use cases, and the inputs make up the difference.
+    lets the LLM end an output before it is as long as in the data set: here some outputs are as long as there, and the
+    others end anywhere before. How many follows from the tokens per request of each run; only in summarization, where
+    nine tenths of them are inputs, are outputs shortened as in the median of the other use cases, and the inputs make
+    up the difference.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -196,7 +197,7 @@ class WorkloadChoice:
         )
 
     def _length_scales(self) -> dict[tuple[str, str], tuple[float, float]]:
-        """Return by family and use case what the drawn input and output lengths are multiplied with."""
+        """Return by family and use case what inputs are multiplied with, and what share of the outputs comes."""
         scales, means = {}, {}
         for family in FAMILIES:
             for use_case in USE_CASES:
@@ -223,14 +224,20 @@ class WorkloadChoice:
 
     def _requests(self, llm: str, use_case: str, request_count: int, sample: int) -> tuple[Integers, Integers]:
         """Return input and output tokens of a sample that has as many tokens per request as the runs of that size."""
-        family = llm.partition("-")[0]
-        drawn = self._draw(family, use_case, request_count, np.random.default_rng([sample, request_count]))
-        inputs, outputs = (
-            scale * lengths for scale, lengths in zip(self._scales[family, use_case], drawn, strict=True)
-        )
+        generator = np.random.default_rng([sample, request_count])
+        inputs, outputs = self._lengths(llm.partition("-")[0], use_case, request_count, generator)
         scale = self._tokens_per_request(llm, use_case, request_count) / (inputs.mean() + outputs.mean())
         inputs, outputs = (np.maximum(1, np.rint(scale * lengths)).astype(np.int64) for lengths in (inputs, outputs))
+        outputs = np.minimum(outputs, MAX_TOKENS - 2)
         return np.minimum(inputs, MAX_TOKENS - 1 - outputs), outputs
+
+    def _lengths(self, family: str, use_case: str, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
+        """Draw inputs and outputs as long as the LLM makes them."""
+        inputs, outputs = self._draw(family, use_case, count, generator)
+        input_scale, output_share = self._scales[family, use_case]
+        shares = (np.arange(len(outputs)) + 0.5) / len(outputs)
+        is_whole = generator.permutation(shares) < 2 * output_share - 1
+        return input_scale * inputs, outputs * np.where(is_whole, 1.0, generator.permutation(shares))
 
     def seconds(self, run: OfflineRun, fit: Fit) -> Floats:
         """Return how long the simulated server takes for each of several samples of a run's requests."""
@@ -259,10 +266,9 @@ class WorkloadChoice:
         for sample in range(SAMPLES):
             generator = np.random.default_rng([sample, ONLINE_SECONDS])
             count = max(1, int(generator.poisson(rate * ONLINE_SECONDS)))
-            drawn = self._draw(family, use_case, count, generator)
             inputs, outputs = (
-                np.maximum(1, np.rint(scale * lengths)).astype(np.int64)
-                for scale, lengths in zip(self._scales[family, use_case], drawn, strict=True)
+                np.maximum(1, np.rint(lengths)).astype(np.int64)
+                for lengths in self._lengths(family, use_case, count, generator)
             )
             records = simulate_arrivals(
                 policy=policy_of(block_count),
@@ -289,7 +295,7 @@ class WorkloadChoice:
         errors = [
             self.simulated(run, fit) / run.requests_per_second - 1
             for run in self.runs
-            if run.llm == FITTED_LLM and run.block_count in FITTED_BLOCKS and run.request_count in COMPARED_COUNTS
+            if run.llm == FITTED_LLM and run.block_count in FITTED_BLOCKS and run.request_count in FITTED_COUNTS
         ]
         return float(np.abs(errors).mean())
 
@@ -355,8 +361,8 @@ def use_case_gain(requests_per_second: dict[OfflineRun, float], llm: str) -> flo
 def print_errors(study: WorkloadChoice, fit: Fit) -> None:
     """Print the table of the offline runs and the study's conclusions."""
     simulated, measured = by_run(study, fit), {run: run.requests_per_second for run in study.runs}
-    columns = [*((count,) for count in REQUEST_COUNTS), COMPARED_COUNTS]
-    titles = "".join(f"{' and '.join(map(str, counts)):>16}" for counts in columns)
+    columns = [*((count,) for count in REQUEST_COUNTS), REQUEST_COUNTS]
+    titles = "".join(f"{title:>16}" for title in (*REQUEST_COUNTS, "all runs"))
     print("vLLM 0.2, A100 40GB, offline requests/s: mean absolute error (mean error) by number of requests")
     print(f"{'LLM':<12}{titles}{'target':>8}")
     for llm, target in TARGETS.items():

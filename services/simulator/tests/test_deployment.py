@@ -58,6 +58,26 @@ def test_an_llm_without_flash_attention_is_served_in_padded_batches() -> None:
     assert policy.is_padded
 
 
+def test_the_weight_of_padded_batches_is_such_that_as_many_requests_as_there_may_be_fit_into_the_memory() -> None:
+    """256 requests of 101 tokens; the setting of the server in the public load tests was 3,280,500."""
+    deployment = deploy(wanted(llm="mpt-7b-instruct2"))
+    assert deployment.batch_weight == deployment.safe_batch_weight == deployment.budget.safe_batch_weight**2 // 256
+    assert deployment.batch_weight == pytest.approx(3_280_500, rel=0.25)
+    assert deployment.out_of_memory_tokens is None
+    assert "requests x longest^2 tokens" in deployment.notes(explain=False)[0]
+
+
+def test_the_largest_of_the_published_requests_is_let_in_even_if_many_at_once_run_out_of_memory() -> None:
+    deployment = deploy(wanted(llm="flan-t5-xxl"))
+    assert deployment.batch_weight == 1255**2 > deployment.safe_batch_weight
+    assert deployment.out_of_memory_tokens == deployment.budget.largest_batch_weight
+
+
+def test_a_padded_batch_larger_than_the_memory_is_refused() -> None:
+    with pytest.raises(PreconditionError, match=r"a batch of 160,000 tokens needs"):
+        deploy(wanted(llm="flan-t5-xxl", max_batch_weight=10**8))
+
+
 def test_an_llm_that_does_not_fit_is_refused_with_where_the_memory_would_go() -> None:
     with pytest.raises(PreconditionError, match=r"(?s)does not fit on 1xT4-16GB.*26.03 GB weights"):
         deploy(wanted(gpu_profile="1xT4-16GB"))

@@ -7,8 +7,10 @@ Both take more than numba's public interface; a numba without it makes slower co
 
 import contextlib
 import hashlib
+import importlib
 import itertools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -28,6 +30,24 @@ def sources_stamp(folder: Path) -> str:
 
 
 _STAMP = sources_stamp(Path(__file__).parent)
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make the import of a module fail, unless somebody has imported it before."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = cast("Any", None)
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+with _hidden("scipy.linalg.cython_blas"), contextlib.suppress(ImportError):
+    # Looks for SciPy, which takes a tenth of a second, to multiply matrices; nothing here does.
+    importlib.import_module("numba.np.arraymath")
 
 
 def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -13,8 +13,7 @@ from llmpilot_perfmodel.steps.step_time import StepConstants, StepTables
 Drive = Callable[..., list[list[float]]]
 POLICIES: list[Policy] = [
     TgisPolicy(max_batch_weight=400),
-    TgisPolicy(max_batch_weight=400, is_padded=True),
-    TgisPolicy(max_batch_weight=40_000, is_padded=True, is_weight_squared=True),
+    TgisPolicy(max_batch_weight=40_000, is_padded=True),
     TgiPolicy(max_batch_total_tokens=400),
     Vllm0Policy(block_count=100, block_size=4),
     Vllm1Policy(block_count=100, block_size=4),
@@ -211,22 +210,22 @@ def test_wrong_lengths_are_listed_together(policy: Policy, tables: StepTables) -
     ("policy", "input_tokens", "output_tokens", "message"),
     [
         (POLICIES[0], 300, 101, "input and output may have 401 tokens, which weigh 401; max_batch_weight is 400"),
-        (POLICIES[2], 100, 101, "201 tokens, which weigh 40401; max_batch_weight is 40000"),
-        (POLICIES[3], 300, 101, "input and output may have 401 tokens, max_batch_total_tokens is 400"),
+        (POLICIES[1], 100, 101, "201 tokens, which weigh 40401; max_batch_weight is 40000"),
+        (POLICIES[2], 300, 101, "input and output may have 401 tokens, max_batch_total_tokens is 400"),
         (
             TgiPolicy(max_batch_total_tokens=9000, max_batch_prefill_tokens=50),
             51,
             1,
             "input_tokens: must be at most max_batch_prefill_tokens 50, is 51",
         ),
-        (POLICIES[4], 300, 98, "need 100 blocks of 4 tokens, the server has 99 for a request"),
+        (POLICIES[3], 300, 98, "need 100 blocks of 4 tokens, the server has 99 for a request"),
         (
             Vllm0Policy(block_count=100, max_num_batched_tokens=50),
             40,
             12,
             "have 52 tokens, which max_num_batched_tokens 50 cannot recompute in one piece",
         ),
-        (POLICIES[5], 300, 102, "need 101 blocks of 4 tokens, the server has 100 for a request"),
+        (POLICIES[4], 300, 102, "need 101 blocks of 4 tokens, the server has 100 for a request"),
     ],
 )
 def test_request_that_can_never_run_is_refused_with_both_numbers(
@@ -282,12 +281,6 @@ def test_ratio_that_is_no_number_is_refused(tables: StepTables) -> None:
 def test_fraction_of_a_block_is_refused(tables: StepTables) -> None:
     policy = Vllm1Policy(block_count=2.5)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"policy\.block_count: must be a whole number, is 2\.5"):
-        Engine(policy=policy, tables=tables)
-
-
-def test_squares_without_padding_are_refused(tables: StepTables) -> None:
-    policy = TgisPolicy(max_batch_weight=400, is_weight_squared=True)
-    with pytest.raises(InvalidInputError, match="only a padding server squares lengths"):
         Engine(policy=policy, tables=tables)
 
 

@@ -67,7 +67,7 @@ class NaiveTgis:
         for later in range(1, new.remaining + 1):
             lengths = [one.length + later for one in batch if one.remaining >= later]
             if self.policy.is_padded:
-                weights.append(len(lengths) * max(lengths) ** (2 if self.policy.is_weight_squared else 1))
+                weights.append(len(lengths) * max(lengths) ** 2)
             else:
                 weights.append(sum(lengths))
         return max(weights)
@@ -370,7 +370,7 @@ def compare(
     weight=st.integers(27, 80),
     size=st.integers(1, 8),
     waiting=st.integers(1, 6),
-    shape=st.sampled_from([(False, False), (True, False), (True, True)]),
+    is_padded=st.booleans(),
 )
 @settings(deadline=None, max_examples=150)
 def test_tgis_follows_the_naive_scheduler(
@@ -381,14 +381,13 @@ def test_tgis_follows_the_naive_scheduler(
     weight: int,
     size: int,
     waiting: int,
-    shape: tuple[bool, bool],
+    is_padded: bool,
 ) -> None:
     policy = TgisPolicy(
-        max_batch_weight=weight**2 if shape[1] else weight,
+        max_batch_weight=weight**2 if is_padded else weight,
         max_batch_size=size,
         max_waiting_tokens=waiting,
-        is_padded=shape[0],
-        is_weight_squared=shape[1],
+        is_padded=is_padded,
     )
     compare(drive, Engine(policy=policy, tables=tables), NaiveTgis(policy), requests)
 

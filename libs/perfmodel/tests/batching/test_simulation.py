@@ -22,8 +22,7 @@ Drive = Callable[..., list[list[float]]]
 Integers = npt.NDArray[np.int64]
 POLICIES: list[Policy] = [
     TgisPolicy(max_batch_weight=120),
-    TgisPolicy(max_batch_weight=200, is_padded=True),
-    TgisPolicy(max_batch_weight=9000, is_padded=True, is_weight_squared=True),
+    TgisPolicy(max_batch_weight=9000, is_padded=True),
     TgiPolicy(max_batch_total_tokens=120, max_batch_prefill_tokens=90),
     Vllm0Policy(block_count=24, block_size=4, max_num_batched_tokens=100),
     Vllm1Policy(block_count=24, block_size=4, max_num_batched_tokens=40),
@@ -81,6 +80,27 @@ def test_turnaround_delays_the_next_request(tables: StepTables) -> None:
         turnaround_seconds=0.25,
     )
     assert records.send_seconds.tolist() == [0, 3.75]
+
+
+def test_replies_under_way_when_the_test_ends_have_time_to_drain(tables: StepTables) -> None:
+    """Of three at 6.5 s apart the third begins at 13, a second before users stop, and ends at 19.5."""
+    drained, cut_off = (
+        simulate_users(
+            policy=POLICIES[0],
+            tables=tables,
+            input_tokens=[4],
+            output_tokens=[3],
+            users_count=1,
+            duration_seconds=14.0,
+            draining_seconds=draining_seconds,
+            order=[0],
+        )
+        for draining_seconds in (60.0, 5.0)
+    )
+    assert drained.send_seconds.tolist() == [0, 6.5, 13]
+    assert drained.end_seconds.tolist() == [6.5, 13, 19.5]
+    assert drained.summary().throughput_tokens_per_second == 9 / 14
+    assert cut_off.end_seconds.tolist() == [6.5, 13]
 
 
 def test_user_whose_request_failed_sends_the_next_at_once(tables: StepTables) -> None:
@@ -296,7 +316,7 @@ def test_requests_cancelled_at_any_time_leave_nothing_behind(tables: StepTables,
 def test_prefix_that_returns_makes_a_load_faster(tables: StepTables) -> None:
     """Prompts of 40 with 36 tokens in common: 2 + 10 + .5 once, then 2 + 1 + .5."""
     records = simulate_users(
-        policy=POLICIES[5],
+        policy=POLICIES[4],
         tables=tables,
         input_tokens=[40],
         output_tokens=[1],
@@ -318,7 +338,7 @@ def test_arrays_of_any_kind_run_the_same_machine_code(tables: StepTables) -> Non
     for kind in (np.int32, np.int64, np.uint8):
         lengths = np.arange(8, 12, dtype=kind)[::2]
         simulate_arrivals(
-            policy=POLICIES[5],
+            policy=POLICIES[4],
             tables=tables,
             arrival_seconds=np.zeros(4, np.float32)[::2],
             input_tokens=lengths,
@@ -339,6 +359,7 @@ def test_everything_wrong_with_a_load_is_listed(tables: StepTables) -> None:
             users_count=0,
             duration_seconds=-1.0,
             turnaround_seconds=math.nan,
+            draining_seconds=-1.0,
             order=[3],
             seed=1,
             block_hashes=np.arange(2),
@@ -348,6 +369,7 @@ def test_everything_wrong_with_a_load_is_listed(tables: StepTables) -> None:
         "users_count",
         "duration_seconds",
         "turnaround_seconds",
+        "draining_seconds",
         "seed",
         "request 1 input_tokens",
         "request 2 max_output_tokens",
@@ -399,7 +421,7 @@ def test_lengths_that_are_no_row_of_whole_numbers_are_refused(tables: StepTables
 def test_more_block_hashes_than_blocks_are_refused(tables: StepTables) -> None:
     with pytest.raises(InvalidInputError, match="request 0 has 3, more than full blocks in its 9 tokens"):
         simulate_arrivals(
-            policy=POLICIES[5],
+            policy=POLICIES[4],
             tables=tables,
             arrival_seconds=[0.0],
             input_tokens=[8],

@@ -91,25 +91,15 @@ def test_batch_size_is_limited(drive: Drive, tables: StepTables) -> None:
 
 def test_padding_server_pays_for_the_longest(drive: Drive, tables: StepTables) -> None:
     """Prefill of 2 x 8 tokens: 2 + 4 + 1."""
-    assert drive(tgis(tables, 100, is_padded=True), [(0, 4, 2), (0, 8, 2)])[0] == [7, 9]
-
-
-@pytest.mark.parametrize(("limit", "is_let_in"), [(24, True), (23, False)])
-def test_padded_weight_is_the_longest_length_times_the_sequences(
-    drive: Drive, tables: StepTables, limit: int, is_let_in: bool
-) -> None:
-    """Inputs 4 and 8: after 4 tokens each, 2 x 12; after 6 one is left with 4 + 6."""
-    tokens = drive(tgis(tables, limit, is_padded=True), [(0, 4, 6), (0, 8, 4)])
-    assert (tokens[1][0] == tokens[0][0]) == is_let_in
+    assert drive(tgis(tables, 1000, is_padded=True), [(0, 4, 2), (0, 8, 2)])[0] == [7, 9]
 
 
 @pytest.mark.parametrize(("limit", "is_let_in"), [(288, True), (287, False)])
-def test_squared_weight_is_that_of_the_longest_length(
+def test_padded_weight_is_the_longest_length_squared_times_the_sequences(
     drive: Drive, tables: StepTables, limit: int, is_let_in: bool
 ) -> None:
-    """2 x 12^2 = 288, against 10^2 for the one that is left."""
-    engine = tgis(tables, limit, is_padded=True, is_weight_squared=True)
-    tokens = drive(engine, [(0, 4, 6), (0, 8, 4)])
+    """Inputs 4 and 8: after 4 tokens each, 2 x 12^2 = 288; after 6 one is left with (4 + 6)^2."""
+    tokens = drive(tgis(tables, limit, is_padded=True), [(0, 4, 6), (0, 8, 4)])
     assert (tokens[1][0] == tokens[0][0]) == is_let_in
 
 

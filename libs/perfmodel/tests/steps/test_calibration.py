@@ -29,7 +29,7 @@ def _simulated(
     """Return the steps rebuilt from a simulated run in which all requests end; 8 a second keep a batch of 10 to 20."""
     generator = np.random.default_rng(7)
     records = simulate_arrivals(
-        policy=TgisPolicy(max_batch_weight=20_000, is_padded=is_padded),
+        policy=TgisPolicy(max_batch_weight=10_000_000 if is_padded else 20_000, is_padded=is_padded),
         tables=TRUE.tables(),
         arrival_seconds=np.cumsum(generator.exponential(1 / requests_per_second, request_count)),
         input_tokens=generator.integers(6, 800, request_count),

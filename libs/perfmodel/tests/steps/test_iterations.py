@@ -5,7 +5,19 @@ import numpy as np
 import pytest
 
 from llmpilot_contracts.errors import InvalidInputError
-from llmpilot_perfmodel.steps.iterations import TokenTimeline, rebuild_steps
+from llmpilot_perfmodel.batching.policies import TgisPolicy
+from llmpilot_perfmodel.batching.simulation import simulate_users
+from llmpilot_perfmodel.steps.iterations import TokenTimeline, largest_batch_weight, rebuild_steps
+from llmpilot_perfmodel.steps.step_time import StepConstants
+
+CONSTANTS = StepConstants(
+    decode_seconds=20e-3,
+    decode_seconds_per_sequence=0.5e-3,
+    decode_seconds_per_cached_token=2e-6,
+    prefill_seconds=20e-3,
+    prefill_seconds_per_token=0.1e-3,
+    prefill_seconds_per_request=5e-3,
+)
 
 
 def _timeline(
@@ -130,3 +142,43 @@ def test_an_empty_run_is_refused() -> None:
     )
     with pytest.raises(InvalidInputError, match="has no requests"):
         rebuild_steps(empty, is_padded=False)
+
+
+def test_the_batch_weight_is_the_most_that_a_batch_could_come_to() -> None:
+    """When B has joined, A has 103 tokens and 2 to come, B 30 and 4: 105 + 32 when A ends, 34 when B does."""
+    timeline = _timeline(TWO_REQUESTS)
+    assert largest_batch_weight(timeline, is_padded=False) == 105 + 32
+    assert largest_batch_weight(timeline, is_padded=True) == 2 * 105**2
+    assert largest_batch_weight(is_padded=False) == 0
+
+
+@pytest.mark.parametrize("withholds", [False, True])
+@pytest.mark.parametrize(("is_padded", "weight"), [(False, 3_000), (True, 2_000_000)])
+def test_the_batch_weight_of_a_busy_server_is_its_setting(*, is_padded: bool, weight: int, withholds: bool) -> None:
+    """Whether or not it withholds first tokens."""
+    generator = np.random.default_rng(3)
+    records = simulate_users(
+        policy=TgisPolicy(max_batch_weight=weight, is_padded=is_padded),
+        tables=CONSTANTS.tables(),
+        input_tokens=generator.integers(6, 800, 400),
+        output_tokens=generator.integers(2, 300, 400),
+        users_count=32,
+        duration_seconds=300.0,
+        draining_seconds=300.0,
+        seed=5,
+    )
+    is_sent = np.full(len(records.token_seconds), True)
+    is_sent[records.token_starts[:-1]] = not withholds
+    found = largest_batch_weight(
+        TokenTimeline(
+            arrival_seconds=records.send_seconds,
+            end_seconds=records.end_seconds,
+            input_tokens=records.input_tokens,
+            output_tokens=records.output_tokens,
+            is_ok=records.is_ok,
+            token_starts=np.concatenate([[0], np.cumsum(is_sent)])[records.token_starts],
+            token_seconds=records.token_seconds[is_sent],
+        ),
+        is_padded=is_padded,
+    )
+    assert 0.97 * weight < found <= weight

@@ -17,8 +17,8 @@ from llmpilot_perfmodel.batching.simulation import simulate_users
 from llmpilot_perfmodel.steps.step_time import StepConstants
 from llmpilot_recommender.calibration_source import LoadTest
 
-_DRAINING_SECONDS = 80.0
-"""The replies to the last requests of a test are waited for; the slowest in the raw records took less."""
+_DRAINING_SECONDS = 10.0
+"""What the replies to the last requests of a test had to end in; what took longer was cut off and counts as failed."""
 _BETWEEN_REPLY_AND_REQUEST_SECONDS = 0.002
 """Median in the raw records, from the end of a reply to the next request of a user."""
 
@@ -90,19 +90,19 @@ def replayed(
         input_tokens=requests.input_tokens,
         output_tokens=requests.output_tokens,
         users_count=test.users_count,
-        duration_seconds=test.test_seconds + _DRAINING_SECONDS,
+        duration_seconds=test.test_seconds,
+        draining_seconds=_DRAINING_SECONDS,
         order=test.request_number[np.argsort(test.send_seconds, kind="stable")],
         turnaround_seconds=turnaround_seconds + _BETWEEN_REPLY_AND_REQUEST_SECONDS,
     )
-    sent = np.flatnonzero(records.send_seconds < test.test_seconds)
     return _latencies(
-        arrival_seconds=records.send_seconds[sent],
-        input_tokens=records.input_tokens[sent],
-        output_tokens=records.output_tokens[sent],
+        arrival_seconds=records.send_seconds,
+        input_tokens=records.input_tokens,
+        output_tokens=records.output_tokens,
         token_starts=records.token_starts,
         token_seconds=records.token_seconds,
-        requests=sent,
-        first=is_withheld[records.request_index[sent]].astype(np.int64),
+        requests=np.arange(len(records.send_seconds)),
+        first=is_withheld[records.request_index].astype(np.int64),
         test_seconds=test.test_seconds,
     )
 

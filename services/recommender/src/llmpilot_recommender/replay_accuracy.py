@@ -1,8 +1,8 @@
 """How far simulated load tests are from measured ones that the constants were not fitted on.
 
 Invariant: a level of users is either fitted on or tested on, never both; levels in which requests failed are neither.
-The largest batch weight is a setting of the server that the raw records do not state: it is the most tokens that a
-batch held in any of its load tests.
+The largest batch weight is a setting of the server that the raw records do not state: it is read off all of its load
+tests.
 """
 
 from collections import defaultdict
@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from llmpilot_perfmodel.steps.calibration import StepPrior, fit_steps, largest_batch_tokens
-from llmpilot_perfmodel.steps.iterations import ServerSteps, rebuild_steps
+from llmpilot_perfmodel.steps.calibration import StepPrior, fit_steps
+from llmpilot_perfmodel.steps.iterations import ServerSteps, largest_batch_weight, rebuild_steps
 from llmpilot_perfmodel.steps.step_time import StepConstants
 from llmpilot_recommender.calibration_source import LoadTest
 from llmpilot_recommender.measured_llms import load_measured_llms
@@ -31,16 +31,13 @@ class MeasuredServer:
     is_padded: bool
     tests: Mapping[int, LoadTest]
     steps: Mapping[int, ServerSteps]
+    max_batch_weight: int
+    """The server's setting, as far as its load tests show it."""
 
     @property
     def clean_users(self) -> tuple[int, ...]:
         """Levels in which less than 1 % of the requests failed."""
         return tuple(users for users, test in sorted(self.tests.items()) if test.error_rate < CLEAN_ERROR_RATE)
-
-    @property
-    def max_batch_weight(self) -> int:
-        """The server's setting, as far as its load tests show it."""
-        return largest_batch_tokens(*self.steps.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +64,7 @@ def measured_servers(tests: Iterable[LoadTest]) -> tuple[MeasuredServer, ...]:
             is_padded=padded[llm],
             tests=group,
             steps={users: rebuild_steps(test.timeline, is_padded=padded[llm]) for users, test in sorted(group.items())},
+            max_batch_weight=largest_batch_weight(*(test.timeline for test in group.values()), is_padded=padded[llm]),
         )
         for (llm, gpu_profile), group in sorted(groups.items())
     )

@@ -13,7 +13,10 @@ _OPTIONS = (
     click.option("--llm", required=True, help="A bundled LLM, a config.json, or a folder that holds one."),
     click.option("--policy", default="tgis", show_default=True, help=f"The server's: {POLICIES}."),
     click.option(
-        "--max-batch-weight", type=int, help="Tokens that the batch may hold.  [default: the most that is safe]"
+        "--max-batch-weight",
+        type=int,
+        help="Of the batch: tokens; in TGIS without flash attention requests x longest^2.  "
+        "[default: the most that is safe]",
     ),
     click.option(
         "--precision", help="Of the weights: fp32, fp16, bf16, fp8, int8, int4.  [default: the config.json's]"

@@ -1,5 +1,8 @@
 """`llm-pilot simulate run`: a ladder of simulated load tests, as a table and as curves."""
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -53,32 +56,43 @@ def run(
     as_json: bool,
 ) -> None:
     """Show TTFT, ITL and throughput by concurrent users, simulated."""
-    from llmpilot_simulator.deployment import DeploymentRequest  # noqa: PLC0415 the compiler takes half a second
-    from llmpilot_simulator.ladder_report import RunRequest, run_ladders  # noqa: PLC0415
+    with _no_collections():
+        from llmpilot_simulator.deployment import DeploymentRequest  # noqa: PLC0415 the compiler takes its time
+        from llmpilot_simulator.ladder_report import RunRequest, run_ladders  # noqa: PLC0415
 
-    run_ladders(
-        RunRequest(
-            deployments=tuple(
-                DeploymentRequest(
-                    llm=llm,
-                    gpu_profile=gpu_profile,
-                    policy=policy,
-                    max_batch_weight=max_batch_weight,
-                    precision=precision,
-                    gpus=gpus,
-                )
-                for gpu_profile in dict.fromkeys(gpu_profiles)
-            ),
-            users=users,
-            duration_seconds=duration,
-            requests_file=requests_file,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            seed=seed,
-            prices=prices,
-            plot=plot,
-            records=records,
-            explain=explain,
-            as_json=as_json,
+        run_ladders(
+            RunRequest(
+                deployments=tuple(
+                    DeploymentRequest(
+                        llm=llm,
+                        gpu_profile=gpu_profile,
+                        policy=policy,
+                        max_batch_weight=max_batch_weight,
+                        precision=precision,
+                        gpus=gpus,
+                    )
+                    for gpu_profile in dict.fromkeys(gpu_profiles)
+                ),
+                users=users,
+                duration_seconds=duration,
+                requests_file=requests_file,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                seed=seed,
+                prices=prices,
+                plot=plot,
+                records=records,
+                explain=explain,
+                as_json=as_json,
+            )
         )
-    )
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Do without garbage collections: while the compiler is imported they take a tenth of a second and find nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

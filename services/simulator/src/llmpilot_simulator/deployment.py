@@ -3,16 +3,31 @@
 Invariant: a deployment fits into its memory, or is told to run out of it as a real one would.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmpilot_contracts.errors import InvalidInputError, NotFoundError, PreconditionError, Violation
-from llmpilot_perfmodel.batching.policies import Policy, TgiPolicy, TgisPolicy, Vllm0Policy, Vllm1Policy
+from llmpilot_perfmodel.batching.policies import (
+    TGIS_BATCH_SIZE,
+    Policy,
+    TgiPolicy,
+    TgisPolicy,
+    Vllm0Policy,
+    Vllm1Policy,
+)
 from llmpilot_perfmodel.bundled_llms import bundled_config, find_bundled
 from llmpilot_perfmodel.gpu_catalogue import GpuProfile, load_catalogue
 from llmpilot_perfmodel.llm_config import LlmConfig, parse_llm
-from llmpilot_perfmodel.memory_budget import VLLM_0_2, MemoryBudget, PagedServer, memory_budget
+from llmpilot_perfmodel.memory_budget import (
+    LARGEST_INPUT_TOKENS,
+    LARGEST_OUTPUT_TOKENS,
+    VLLM_0_2,
+    MemoryBudget,
+    PagedServer,
+    memory_budget,
+)
 from llmpilot_perfmodel.precision import Precision, precision_named
 from llmpilot_perfmodel.sizes import LlmWork, llm_work
 from llmpilot_perfmodel.steps.fitted import fitted_constants
@@ -65,6 +80,30 @@ POLICY_NAMES = tuple(_SERVERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _WeightUnit:
+    """What a server counts when it limits a batch."""
+
+    name: str
+    is_squared: bool
+
+    def weight_within(self, tokens: int) -> int:
+        """Return the largest weight with which no batch holds more tokens: where it pads, many short requests do."""
+        return tokens**2 // TGIS_BATCH_SIZE if self.is_squared else tokens
+
+    def most_tokens(self, weight: int) -> int:
+        """Return the most tokens that a batch of this weight holds."""
+        return math.isqrt(max(weight, 0) * TGIS_BATCH_SIZE) if self.is_squared else weight
+
+    def weight_of_request(self, tokens: int) -> int:
+        """Return what a request weighs alone."""
+        return tokens**2 if self.is_squared else tokens
+
+
+_TOKENS = _WeightUnit(name="tokens", is_squared=False)
+_PADDED = _WeightUnit(name="requests x longest^2 tokens", is_squared=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One pod."""
 
@@ -73,7 +112,10 @@ class Deployment:
     policy_name: str
     policy: Policy
     batch_weight: int
-    """Tokens that the batch may hold."""
+    """What the batch may weigh, in `weight_unit`."""
+    weight_unit: str
+    safe_batch_weight: int
+    """The largest with which it has never run out of memory."""
     step_constants: StepConstants
     step_source: str
     """Where those come from, in a sentence."""
@@ -90,11 +132,11 @@ class Deployment:
 
     def notes(self, *, explain: bool) -> tuple[str, ...]:
         """Return what somebody has to know who reads the numbers; explain: also where the memory goes."""
-        weight = f"maximum batch weight {self.batch_weight:,} tokens"
+        weight = f"maximum batch weight {self.batch_weight:,} {self.weight_unit}"
         if self.out_of_memory_tokens is not None:
             weight += (
-                f", more than the {self.budget.safe_batch_weight:,} that are safe: "
-                f"out of memory beyond {self.out_of_memory_tokens:,}"
+                f", more than the {self.safe_batch_weight:,} that are safe: "
+                f"out of memory beyond {self.out_of_memory_tokens:,} tokens"
             )
         return (weight, f"step times: {self.step_source}", *(self.budget.explain() if explain else ()))
 
@@ -108,7 +150,8 @@ class DeploymentRequest:
     gpu_profile: str | None
     policy: str = "tgis"
     max_batch_weight: int | None = None
-    """Tokens: the maximum batch weight of TGIS, max_batch_total_tokens of TGI, blocks times block size of vLLM."""
+    """Tokens: the maximum batch weight of TGIS, max_batch_total_tokens of TGI, blocks times block size of vLLM; of TGIS
+    without flash attention requests times the square of the longest one's tokens."""
     precision: str | None = None
     context_length: int | None = None
     gpus: Path | None = None
@@ -123,16 +166,19 @@ def deploy(request: DeploymentRequest) -> Deployment:
     server = _server(request.policy)
     work = llm_work(config, profile.gpu_count, precision)
     budget = memory_budget(work, profile, paged=server.paged)
-    weight = _batch_weight(request, budget)
+    unit = _PADDED if request.policy == "tgis" and work.is_padded else _TOKENS
+    weight = _batch_weight(request, budget, unit)
     context_length = context_length_of(request, config)
     step_constants, step_source = _step_constants(name, config, work, profile, precision)
-    is_risky = weight > budget.largest_batch_weight
+    is_risky = unit.most_tokens(weight) > budget.largest_batch_weight
     return Deployment(
         llm_name=name,
         profile=profile,
         policy_name=request.policy,
         policy=server.build(weight, work, context_length),
         batch_weight=weight,
+        weight_unit=unit.name,
+        safe_batch_weight=unit.weight_within(budget.safe_batch_weight),
         step_constants=step_constants,
         step_source=step_source,
         out_of_memory_tokens=budget.out_of_memory_tokens if is_risky else None,
@@ -191,7 +237,7 @@ def _server(policy: str) -> _Server:
     return _SERVERS[policy]
 
 
-def _batch_weight(request: DeploymentRequest, budget: MemoryBudget) -> int:
+def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, unit: _WeightUnit) -> int:
     if not budget.fits:
         reasons = "\n".join(budget.explain())
         raise PreconditionError(
@@ -199,6 +245,9 @@ def _batch_weight(request: DeploymentRequest, budget: MemoryBudget) -> int:
             f"{reasons}"
         )
     if request.max_batch_weight is not None:
-        budget.require_batch_weight(request.max_batch_weight)
+        budget.require_batch_weight(unit.most_tokens(request.max_batch_weight))
         return request.max_batch_weight
-    return budget.safe_batch_weight
+    return max(
+        unit.weight_within(budget.safe_batch_weight),
+        unit.weight_of_request(LARGEST_INPUT_TOKENS + LARGEST_OUTPUT_TOKENS),
+    )

@@ -140,11 +140,13 @@ def run_load(  # noqa: PLR0917 compiled code knows no keyword-only arguments
     workload: Workload,
     load: Load,
     until_seconds: float,
+    sending_seconds: float,
     turnaround_seconds: float,
 ) -> int:
     """Run until a step would end after `until_seconds` or nothing is left to do; say what is missing to go on.
 
-    turnaround_seconds: from the end of a reply to the next request of the same slot; negative: there is none.
+    sending_seconds: when a slot sends its last request. turnaround_seconds: from the end of a reply to the next request
+    of the same slot; negative: there is none.
     """
     progress = load.progress
     while True:
@@ -164,7 +166,7 @@ def run_load(  # noqa: PLR0917 compiled code knows no keyword-only arguments
             return DONE
         load.clock[0] = end
         complete_step(state, cache, rules)
-        _record(state, load, end, turnaround_seconds)
+        _record(state, load, end, sending_seconds, turnaround_seconds)
 
 
 @compiled
@@ -200,7 +202,7 @@ def _send_due(state: State, workload: Workload, load: Load) -> int:
 
 
 @compiled
-def _record(state: State, load: Load, now: float, turnaround_seconds: float) -> None:
+def _record(state: State, load: Load, now: float, sending_seconds: float, turnaround_seconds: float) -> None:
     """Write down what a step brought; whoever has got an answer gets ready to send again."""
     counters = state.counters
     for index in range(counters[TOKEN_COUNT]):
@@ -209,20 +211,26 @@ def _record(state: State, load: Load, now: float, turnaround_seconds: float) -> 
         load.token_seconds[place] = now
         state.slots[NEXT_TOKEN, slot] = place + 1
     for index in range(counters[FINISHED_COUNT]):
-        _end(state, load, state.lists[FINISHED_SLOTS, index], OK, now, turnaround_seconds)
+        _end(state, load, state.lists[FINISHED_SLOTS, index], OK, now, sending_seconds, turnaround_seconds)
     for index in range(counters[FAILED_COUNT]):
-        _end(state, load, state.lists[FAILED_SLOTS, index], OUT_OF_MEMORY, now, turnaround_seconds)
+        _end(state, load, state.lists[FAILED_SLOTS, index], OUT_OF_MEMORY, now, sending_seconds, turnaround_seconds)
 
 
 @compiled
 def _end(  # noqa: PLR0917 compiled code knows no keyword-only arguments
-    state: State, load: Load, slot: int, status: int, now: float, turnaround_seconds: float
+    state: State,
+    load: Load,
+    slot: int,
+    status: int,
+    now: float,
+    sending_seconds: float,
+    turnaround_seconds: float,
 ) -> None:
     record = state.slots[RECORD, slot]
     load.end_seconds[record] = now
     load.status[record] = status
     load.token_count[record] = state.slots[NEXT_TOKEN, slot] - load.token_start[record]
-    if turnaround_seconds >= 0:
+    if turnaround_seconds >= 0 and now + turnaround_seconds < sending_seconds:
         progress = load.progress
         place = (progress[PENDING_HEAD] + progress[PENDING_COUNT]) % len(load.pending_slots)
         load.pending_seconds[place] = now + turnaround_seconds

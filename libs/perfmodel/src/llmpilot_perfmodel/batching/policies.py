@@ -11,6 +11,8 @@ from llmpilot_contracts.errors import Violation
 
 LARGEST_COUNT = 2**40
 """No server has more tokens, blocks or sequences; keeps the arithmetic of the compiled code far from overflow."""
+TGIS_BATCH_SIZE = 256
+"""Its default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,19 +20,17 @@ class TgisPolicy:
     """Text Generation Inference Server (IBM): batches limited by weight, prefill preempts decode."""
 
     max_batch_weight: int
-    """Tokens that a batch may ever reach, input and largest output; for a padding server those of the longest sequence
-    times the number of sequences."""
-    max_batch_size: int = 256
+    """Tokens that a batch may ever reach, input and largest output; for a padding server the square of those of the
+    longest sequence, times the number of sequences."""
+    max_batch_size: int = TGIS_BATCH_SIZE
     max_waiting_tokens: int = 12
     """Decode steps after which waiting requests are let in whatever their number."""
     is_padded: bool = False
     """Whether every sequence takes the length of the longest, as without flash attention."""
-    is_weight_squared: bool = False
-    """Whether a padding server squares the longest length in its weight, as until January 2024."""
 
     def weight(self, tokens: int) -> int:
         """Return the weight of one sequence alone."""
-        return tokens**2 if self.is_weight_squared else tokens
+        return tokens**2 if self.is_padded else tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,6 @@ _MAY_BE_ZERO = ("max_waiting_tokens", "waiting_served_ratio", "max_paddings")
 
 def policy_violations(policy: Policy) -> Iterator[Violation]:
     """Yield everything that is wrong with the numbers of a policy."""
-    if isinstance(policy, TgisPolicy) and policy.is_weight_squared and not policy.is_padded:
-        yield Violation("policy.is_weight_squared", "only a padding server squares lengths; set is_padded too")
     for field in fields(policy):
         value = getattr(policy, field.name)
         name = f"policy.{field.name}"

@@ -17,7 +17,6 @@ def rules_of(policy: Policy, *, out_of_memory_tokens: int | None) -> Rules:
                 max_weight=int(policy.max_batch_weight),
                 max_waiting_tokens=int(policy.max_waiting_tokens),
                 is_padded=bool(policy.is_padded),
-                is_weight_squared=bool(policy.is_weight_squared),
             )
         case TgiPolicy():
             rules = Rules(

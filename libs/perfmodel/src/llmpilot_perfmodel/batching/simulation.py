@@ -48,6 +48,7 @@ def simulate_users(
     seed: int | np.random.Generator | None = None,
     order: npt.ArrayLike | None = None,
     turnaround_seconds: float = 0.0,
+    draining_seconds: float = 0.0,
     out_of_memory_tokens: int | None = None,
 ) -> RequestRecords:
     """Return the records of users who all start at once and send their next request when the last one has ended.
@@ -56,13 +57,15 @@ def simulate_users(
     `seed`, or sent in the given `order` of indices, over and over: user i sends the i-th first, then whoever is free
     sends the next, `turnaround_seconds` after the last reply has ended. block_hashes, block_hash_starts: those of all
     requests one after the other, see `Engine.submit`, and where each request's begin, with one more entry for the end.
-    Requests that have not ended after `duration_seconds` do not count. Raises InvalidInputError.
+    After `duration_seconds` nobody sends any more; replies under way have `draining_seconds` to end in, and requests
+    that have not ended then do not count. Raises InvalidInputError.
     """
     violations = [
         *server_violations(policy, tables, out_of_memory_tokens),
         *_count_violations("users_count", users_count),
         *_seconds_violations("duration_seconds", duration_seconds, is_positive=True),
         *_seconds_violations("turnaround_seconds", turnaround_seconds),
+        *_seconds_violations("draining_seconds", draining_seconds),
     ]
     if (seed is None) == (order is None):
         violations.append(Violation("seed", "give either a seed, to draw requests, or their order"))
@@ -93,7 +96,12 @@ def simulate_users(
         record_room=max(_FIRST_RECORD_ROOM, 2 * users_count),
         token_room=max(_FIRST_TOKEN_ROOM, int(workload.output_tokens.max())),
     )
-    while (missing := server.run(load, until_seconds=duration_seconds, turnaround_seconds=turnaround_seconds)) != DONE:
+    end_seconds = duration_seconds + draining_seconds
+    while (
+        missing := server.run(
+            load, until_seconds=end_seconds, sending_seconds=duration_seconds, turnaround_seconds=turnaround_seconds
+        )
+    ) != DONE:
         if missing == NEEDS_ORDER:
             more = generator.integers(request_count, size=len(load.order)) if given is None else load.order
             load = load._replace(order=np.concatenate([load.order, more]))
@@ -149,7 +157,7 @@ def simulate_arrivals(
         record_room=count,
         token_room=int(workload.output_tokens.sum()),
     )
-    server.run(load, until_seconds=math.inf, turnaround_seconds=-1.0)
+    server.run(load, until_seconds=math.inf, sending_seconds=math.inf, turnaround_seconds=-1.0)
     return _records(load, workload, float(load.clock[0]), is_closed_loop=False)
 
 
@@ -161,7 +169,7 @@ class _Server:
     tables: StepTables
     workload: Workload
 
-    def run(self, load: Load, *, until_seconds: float, turnaround_seconds: float) -> int:
+    def run(self, load: Load, *, until_seconds: float, sending_seconds: float, turnaround_seconds: float) -> int:
         return run_load(
             self.state,
             self.cache,
@@ -170,6 +178,7 @@ class _Server:
             self.workload,
             load,
             float(until_seconds),
+            float(sending_seconds),
             float(turnaround_seconds),
         )
 

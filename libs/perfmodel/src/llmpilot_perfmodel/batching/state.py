@@ -84,7 +84,6 @@ class Rules(NamedTuple):
     max_paddings: int = -1
     """-1: prompts are not padded."""
     is_padded: bool = False
-    is_weight_squared: bool = False
     block_count: int = 0
     block_size: int = 1
     watermark_blocks: int = 0

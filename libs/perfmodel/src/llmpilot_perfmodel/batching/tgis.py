@@ -163,7 +163,7 @@ def _weight(rules: Rules, total: int, longest: int, count: int, more: int) -> in
     if not rules.is_padded:
         return int(total + more * count)
     length = longest + more
-    return int(length * length * count if rules.is_weight_squared else length * count)
+    return int(length * length * count)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""A server's steps, rebuilt from the times at which the tokens of its requests arrived.
+"""A server's steps and its largest batch weight, rebuilt from the times at which the tokens of its requests arrived.
 
 Tokens of one step arrive together. A step in which nobody gets a first token is a decode of the whole batch; a step in
 which everybody does is a prefill. A server that withholds a first token without text hides its prefill: that time is
@@ -22,6 +22,8 @@ Booleans = npt.NDArray[np.bool_]
 SAME_STEP_SECONDS = 0.004
 """Tokens that arrive no further apart belong to one step; the fastest step of the public records takes 10 ms."""
 _SHOWN_VIOLATIONS = 20
+_CREDIBLE_SHARE = 0.99
+"""Of the batches: a withheld first token that is counted to another prefill makes one heavier than it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,20 @@ def rebuild_steps(timeline: TokenTimeline, *, is_padded: bool) -> ServerSteps:
         raise InvalidInputError(violations)
     tokens = _Tokens.of(timeline)
     return _Clusters(timeline, tokens).steps(is_padded=is_padded)
+
+
+def largest_batch_weight(*timelines: TokenTimeline, is_padded: bool) -> int:
+    """Return the maximum batch weight of the TGIS server that served these load tests, as far as they show it.
+
+    It is the most that a batch could weigh between a prefill and its end, see `batching/policies.py`: the setting
+    itself where requests had to wait for it, and else as much as was needed. 0: nobody saw a batch.
+    """
+    heaviest = 0
+    for timeline in timelines:
+        if timeline.is_ok.any() and len(timeline.token_seconds):
+            weights = _Clusters(timeline, _Tokens.of(timeline)).admitted_weights(is_padded=is_padded)
+            heaviest = max(heaviest, round(np.quantile(weights, _CREDIBLE_SHARE, method="higher")))
+    return heaviest
 
 
 def _violations(timeline: TokenTimeline) -> Iterator[Violation]:
@@ -200,6 +216,41 @@ class _Clusters:
             prefill_pairs=pairs[kept],
             left_out_count=self._count - len(kept),
         )
+
+    def admitted_weights(self, *, is_padded: bool) -> Integers:
+        """Return what the batch can weigh at most from each prefill on, when one of its sequences ends."""
+        timeline, count = self._timeline, self._count
+        is_first = self._tokens.index == 0
+        prefill_of = self._prefill_of_requests((self._per_cluster(is_first) > 0) & (self._per_cluster(~is_first) == 0))
+        served = np.flatnonzero(timeline.is_ok & (prefill_of < count))
+        prefills = np.unique(prefill_of[served])
+        begin = np.searchsorted(prefills, prefill_of[served])
+        spans = np.searchsorted(prefills, self._last[served], side="right") - begin
+        request = np.repeat(served, spans)
+        place = np.arange(len(request)) + np.repeat(begin - np.cumsum(spans) + spans, spans)
+        generated = self._generated_before(prefills[place], request)
+        generated += _is_hidden(timeline)[request] & (prefill_of[request] < prefills[place])
+        remaining = timeline.output_tokens[request] - generated
+        order = np.lexsort((-remaining, place))  # those that go on longest are there whenever another one ends
+        place, remaining = place[order], remaining[order]
+        length = (timeline.input_tokens[request] + generated)[order]
+        starts = np.searchsorted(place, np.arange(len(prefills)))
+        sequences = np.arange(len(place)) - starts[place] + 1
+        if is_padded:
+            apart = place * (length.max() + 1)
+            weights = (np.maximum.accumulate(length + apart) - apart + remaining) ** 2 * sequences
+        else:
+            total = np.concatenate([[0], np.cumsum(length)])
+            weights = total[1:] - total[starts[place]] + remaining * sequences
+        heaviest: Integers = np.maximum.reduceat(weights, starts)
+        return heaviest
+
+    def _generated_before(self, cluster: Integers, request: Integers) -> Integers:
+        """Return how many tokens each of these requests had got before each of these clusters."""
+        tokens, size = self._tokens, self._count + 1
+        keys = np.sort(tokens.request * size + tokens.cluster)
+        before: Integers = np.searchsorted(keys, request * size + cluster) - self._timeline.token_starts[request]
+        return before
 
     def _per_cluster(self, chosen: Booleans) -> Integers:
         return np.bincount(self._tokens.cluster[chosen], minlength=self._count)
