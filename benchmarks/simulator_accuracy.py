@@ -21,7 +21,9 @@ from llmpilot_perfmodel.steps.calibration import StepPrior
 from llmpilot_perfmodel.steps.fitted import bundled_constants, measured_name
 from llmpilot_perfmodel.steps.roofline import (
     MeasuredConstants,
+    ServerKind,
     fit_factors,
+    kind_of,
     priors_from_others,
     roofline_constants,
     with_uncertainty,
@@ -54,8 +56,10 @@ def main() -> None:
     measured = measured_constants()
     if roofline_out:
         command = "python benchmarks/simulator_accuracy.py --roofline-out FILE"
-        flash = [sample for sample in measured.values() if not sample.work.is_padded]
-        roofline_out.write_text(write_factors(with_uncertainty(flash), {**PROVENANCE, "command": command}))
+        kinds = by_kind(measured.values())
+        flash = with_uncertainty(kinds[ServerKind.FLASH])
+        factors = {kind: with_uncertainty(of_kind, otherwise=flash) for kind, of_kind in kinds.items()}
+        roofline_out.write_text(write_factors(factors, {**PROVENANCE, "command": command}))
     tests = list(load_tests(ARCHIVE))
     servers, requests = measured_servers(tests), FixedList.of(tests)
     print(f"{'fitted on':<22} {'tested on':<28} {'tests':>5}  throughput  TTFT nTTFT   ITL | mean error of throughput")
@@ -115,21 +119,27 @@ def measured_constants() -> dict[tuple[str, str], MeasuredConstants]:
     return samples
 
 
+def by_kind(samples: Iterable[MeasuredConstants]) -> dict[ServerKind, list[MeasuredConstants]]:
+    """Group servers by what their factors are fitted on together."""
+    samples = list(samples)
+    return {kind: [sample for sample in samples if kind_of(sample.work) is kind] for kind in ServerKind}
+
+
 def priors_of(
     servers: Iterable[MeasuredServer], measured: dict[tuple[str, str], MeasuredConstants]
 ) -> dict[tuple[str, str], StepPrior]:
     """Return what the others of its kind say of each flash decoder and encoder-decoder; padded decoders are too few."""
-    samples = [measured[server.llm, server.gpu_profile] for server in servers]
-    kinds = ([s for s in samples if s.work.encoder_layer_count], [s for s in samples if not s.work.is_padded])
-    return {key: prior for kind in kinds if kind for key, prior in priors_from_others(kind).items()}
+    kinds = by_kind(measured[server.llm, server.gpu_profile] for server in servers)
+    known = (kinds[ServerKind.FLASH], kinds[ServerKind.ENCODER_DECODER])
+    return {key: prior for samples in known if samples for key, prior in priors_from_others(samples).items()}
 
 
 def unmeasured(
     server: MeasuredServer, requests: FixedList, measured: dict[tuple[str, str], MeasuredConstants]
 ) -> list[ReplayError]:
-    """Return the errors with constants from the LLM's sizes and factors fitted on the other flash decoders."""
+    """Return the errors with constants from the LLM's sizes and factors fitted on the other LLMs of its kind."""
     sample = measured[server.llm, server.gpu_profile]
-    others = [s for s in measured.values() if s.llm != server.llm and not s.work.is_padded]
+    others = [s for s in by_kind(measured.values())[kind_of(sample.work)] if s.llm != server.llm]
     constants = roofline_constants(sample.work, sample.profile, fit_factors(others))
     known = [server.tests[users] for users in server.clean_users]
     return errors_with(server, requests, constants, known=known, tested_users=server.clean_users) if known else []

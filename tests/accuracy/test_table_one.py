@@ -20,7 +20,7 @@ from llmpilot_perfmodel.csv_table import bundled_table
 from llmpilot_perfmodel.gpu_catalogue import load_catalogue
 from llmpilot_perfmodel.steps.calibration import StepPrior, fit_steps
 from llmpilot_perfmodel.steps.fitted import fitted_constants
-from llmpilot_perfmodel.steps.roofline import bundled_factors
+from llmpilot_perfmodel.steps.roofline import ServerKind, bundled_factors
 from llmpilot_perfmodel.steps.step_time import StepConstants
 from llmpilot_recommender.replay_accuracy import MeasuredServer
 
@@ -51,7 +51,7 @@ def constants(servers: tuple[MeasuredServer, ...], priors: Mapping[tuple[str, st
     )
     (server,) = (s for s in servers if (s.llm, s.gpu_profile) == SMALL_CARD)
     small = fit_steps(*(server.steps[users] for users in server.clean_users), prior=priors[SMALL_CARD]).constants
-    host_seconds = LAYERS * bundled_factors().factors["decode_seconds"]["layer"]
+    host_seconds = LAYERS * bundled_factors()[ServerKind.FLASH].factors["decode_seconds"]["layer"]
     return replace(
         small,
         decode_seconds=host_seconds + (small.decode_seconds - host_seconds) * ratio,

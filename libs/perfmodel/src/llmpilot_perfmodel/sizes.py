@@ -65,8 +65,6 @@ class LlmWork:
     """Matrix products of one prompt token; for an encoder-decoder encoder and cross-attention's keys."""
     decode_flops_per_token: float
     """Matrix products of one output token, the output head included."""
-    head_flops_per_sequence: float
-    """The output head for one token, which a prefill computes once a prompt."""
     prefill_attention_flops_per_pair: float
     """Attention of one token to one token, all layers."""
     decode_attention_flops_per_pair: float
@@ -173,7 +171,6 @@ def _decoder_work(a: Architecture, gpu_count: int, precision: Precision, kv_byte
         else None,
         prefill_flops_per_token=layer_flops,
         decode_flops_per_token=layer_flops + head_flops,
-        head_flops_per_sequence=head_flops,
         prefill_attention_flops_per_pair=prefill_pair / gpu_count,
         decode_attention_flops_per_pair=decode_pair / gpu_count,
         activation_bytes=precision.activation_bytes,
@@ -247,7 +244,6 @@ def _t5_work(a: T5Architecture, gpu_count: int, precision: Precision, kv_bytes: 
         window=None,
         prefill_flops_per_token=2 * (encoder + cross_keys) / gpu_count,
         decode_flops_per_token=2 * decoder / gpu_count + head_flops,
-        head_flops_per_sequence=head_flops,
         prefill_attention_flops_per_pair=4 * a.encoder_layer_count * heads / gpu_count,
         decode_attention_flops_per_pair=4 * a.decoder_layer_count * heads / gpu_count,
         activation_bytes=precision.activation_bytes,

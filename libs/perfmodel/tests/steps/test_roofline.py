@@ -12,8 +12,10 @@ from llmpilot_perfmodel.sizes import LlmWork, llm_work
 from llmpilot_perfmodel.steps.roofline import (
     MeasuredConstants,
     RooflineFactors,
+    ServerKind,
     bundled_factors,
     fit_factors,
+    kind_of,
     link_bytes_per_second,
     peak_flops_per_second,
     priors_from_others,
@@ -103,7 +105,7 @@ def test_a_gpu_without_bandwidth_is_refused() -> None:
 
 
 def test_a_fit_finds_the_factors_that_constants_were_made_with() -> None:
-    true = bundled_factors()
+    true = bundled_factors()[ServerKind.FLASH]
     samples = []
     for llm in ("meta-llama/Llama-2-7b", "meta-llama/Llama-2-13b", "bigcode/starcoder", "EleutherAI/gpt-neox-20b"):
         for name in ("1xA100-40GB", "2xA100-40GB", "4xA100-40GB", "1xH100-80GB", "4xH100-80GB", "4xT4-16GB"):
@@ -117,6 +119,33 @@ def test_a_fit_finds_the_factors_that_constants_were_made_with() -> None:
         for field in fields(StepConstants):
             assert getattr(again, field.name) == pytest.approx(getattr(sample.constants, field.name), rel=1e-6)
     assert max(with_uncertainty(samples).uncertainty.values()) < 1e-6
+
+
+def test_what_no_server_shows_is_taken_from_others() -> None:
+    """On one GPU nothing is exchanged."""
+    alone = [
+        MeasuredConstants(llm=llm, work=_work(llm), profile=GPUS.require(name), constants=_constants(llm, name))
+        for llm in ("meta-llama/Llama-2-7b", "meta-llama/Llama-2-13b")
+        for name in ("1xA100-40GB", "1xH100-80GB", "1xA100-80GB")
+    ]
+    flash = bundled_factors()[ServerKind.FLASH]
+    for otherwise, expected in ((None, 0.0), (flash, flash.factors["decode_seconds_per_sequence"]["exchange"])):
+        fitted = fit_factors(alone, otherwise=otherwise).factors["decode_seconds_per_sequence"]
+        assert fitted["exchange"] == expected
+        assert fitted["request"] > 0
+
+
+def test_a_padding_server_is_slower_and_one_with_an_encoder_has_factors_of_its_own() -> None:
+    kinds = bundled_factors()
+    assert {kind_of(_work(llm)) for llm in ("meta-llama/Llama-2-7b", "google/flan-t5-xl")} == {
+        ServerKind.FLASH,
+        ServerKind.ENCODER_DECODER,
+    }
+    flash, padded = (
+        roofline_constants(_work("meta-llama/Llama-2-7b"), GPUS.require("1xA100-40GB"), kinds[kind])
+        for kind in (ServerKind.FLASH, ServerKind.PADDED)
+    )
+    assert padded.decode_seconds_per_cached_token > flash.decode_seconds_per_cached_token
 
 
 def _samples(**slower: float) -> list[MeasuredConstants]:
@@ -167,5 +196,12 @@ def test_a_table_that_was_written_reads_the_same() -> None:
 
 
 def test_a_factor_that_is_no_number_is_named() -> None:
-    with pytest.raises(InvalidInputError, match="t line 2, factor: must be a number >= 0, is 'x'"):
-        read_factors("constant,part,factor,uncertainty_percent\ndecode_seconds,layer,x,1\n", label="t")
+    with pytest.raises(InvalidInputError) as caught:
+        read_factors(
+            "kind,constant,part,factor,uncertainty_percent\nflash,decode_seconds,layer,x,1\nold,decode_seconds,layer,1,1\n",
+            label="t",
+        )
+    assert [str(violation) for violation in caught.value.violations] == [
+        "t line 2, factor: must be a number >= 0, is 'x'",
+        "t line 3, kind: must be one of flash, padded, encoder-decoder, is 'old'",
+    ]

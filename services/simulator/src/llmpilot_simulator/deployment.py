@@ -199,7 +199,7 @@ def _step_constants(
         else:
             load = f"{fitted.llm} under {fitted.users[0]} to {fitted.users[-1]} users"
             return fitted.constants, f"calibrated on public load tests of {load}, decode +-{fitted.decode_error:.0%}"
-    doubt = "; far too fast for an LLM without flash attention" if work.is_padded else ""
+    doubt = "; without flash attention a fifth off on average" if work.is_padded else ""
     return roofline_constants(work, profile), f"roofline, as nobody has measured this LLM on {profile.name}{doubt}"
 
 

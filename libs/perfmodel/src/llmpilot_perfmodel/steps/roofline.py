@@ -2,7 +2,7 @@
 
 Each constant is a sum of times that follow from the sizes: bytes over memory bandwidth, floating-point operations over
 peak, exchanged bytes over the interconnect, and the host's work per layer or per request. How many times longer the
-real server takes than each is a factor (data/roofline_constants.csv), fitted on measured servers.
+real server takes than each is a factor (data/roofline_constants.csv), fitted on measured servers of the same kind.
 Invariant: no time is negative, and a larger LLM is never faster on the same GPUs.
 Sources: Williams et al., "Roofline", 2009; Lazuka et al., 2024, for the measurements.
 """
@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 
 import numpy as np
@@ -24,7 +25,7 @@ from llmpilot_perfmodel.steps.calibration import StepPrior
 from llmpilot_perfmodel.steps.step_time import StepConstants
 
 _TABLE = "roofline_constants.csv"
-_COLUMNS = ("constant", "part", "factor", "uncertainty_percent")
+_COLUMNS = ("kind", "constant", "part", "factor", "uncertainty_percent")
 _TERA = 1e12
 _PCIE_GB_PER_SECOND: Mapping[int, float] = {3: 16, 4: 32, 5: 64}
 """One direction of 16 lanes, PCI-SIG, by generation."""
@@ -34,6 +35,17 @@ _OLDEST_PCIE = 3
 _ROUNDS = 10
 _FARTHEST = 10.0
 """Times: a fit farther away counts as that far."""
+
+
+class ServerKind(StrEnum):
+    """How a server executes an LLM; each kind has factors of its own."""
+
+    FLASH = "flash"
+    """A decoder with flash attention."""
+    PADDED = "padded"
+    """A decoder whose sequences take the length of the longest."""
+    ENCODER_DECODER = "encoder-decoder"
+    """The same with an encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +67,19 @@ class MeasuredConstants:
     constants: StepConstants
 
 
+def kind_of(work: LlmWork) -> ServerKind:
+    """Return the kind of server that an LLM gets."""
+    if work.encoder_layer_count:
+        return ServerKind.ENCODER_DECODER
+    return ServerKind.PADDED if work.is_padded else ServerKind.FLASH
+
+
 def roofline_constants(work: LlmWork, profile: GpuProfile, factors: RooflineFactors | None = None) -> StepConstants:
-    """Return step constants from sizes alone; factors: None: the bundled ones.
+    """Return step constants from sizes alone; factors: None: the bundled ones of its kind.
 
     Raises InvalidInputError where the GPU's figures are missing or zero.
     """
-    factors = factors or bundled_factors()
+    factors = factors or bundled_factors()[kind_of(work)]
     parts = _parts(work, profile)
     values = {
         constant: sum(factor * parts[constant][part] for part, factor in by_part.items())
@@ -117,17 +136,15 @@ def _parts(work: LlmWork, profile: GpuProfile) -> dict[str, dict[str, float]]:
         "decode_seconds_per_moved_token": {"cache": work.kv_bytes_per_token / bandwidth},
         "prefill_seconds": {"layer": layers, "split_layer": is_split * layers, "weights": weights},
         "prefill_seconds_per_token": {"flops": work.prefill_flops_per_token / peak, "exchange": exchange},
-        "prefill_seconds_per_request": {
-            "request": 1.0,
-            "split": is_split,
-            "head": work.head_flops_per_sequence / peak,
-            "weights": weights,
-        },
+        "prefill_seconds_per_request": {"request": 1.0, "weights": weights},
     }
 
 
-def fit_factors(measured: Iterable[MeasuredConstants]) -> RooflineFactors:
-    """Return the factors >= 0 that come nearest to measured constants, relative to each. Raises InvalidInputError."""
+def fit_factors(measured: Iterable[MeasuredConstants], *, otherwise: RooflineFactors | None = None) -> RooflineFactors:
+    """Return the factors >= 0 that come nearest to measured constants, relative to each. Raises InvalidInputError.
+
+    otherwise: the factors of parts that cost none of these servers anything, as exchanges do on one GPU; None: 0.
+    """
     samples = [(_parts(sample.work, sample.profile), sample.constants) for sample in measured]
     if not samples:
         raise InvalidInputError([Violation("measured", "must have at least one server; give fitted constants")])
@@ -137,13 +154,21 @@ def fit_factors(measured: Iterable[MeasuredConstants]) -> RooflineFactors:
         values = np.array([getattr(constants, constant) for _, constants in samples])
         solved = _nearest(rows[values > 0], values[values > 0])
         factors[constant] = dict(zip(by_part, solved.tolist(), strict=True))
+        if otherwise is not None:
+            unseen = [part for part, seconds in zip(by_part, rows.max(axis=0), strict=True) if not seconds]
+            factors[constant] |= {part: otherwise.factors[constant][part] for part in unseen}
     return RooflineFactors(factors=factors)
 
 
-def with_uncertainty(measured: Iterable[MeasuredConstants]) -> RooflineFactors:
-    """Return the factors of all measured servers, and how far those of the other LLMs' servers are from each LLM's."""
+def with_uncertainty(
+    measured: Iterable[MeasuredConstants], *, otherwise: RooflineFactors | None = None
+) -> RooflineFactors:
+    """Return the factors of all measured servers, and how far those of the other LLMs' servers are from each LLM's.
+
+    otherwise: see `fit_factors`.
+    """
     measured = list(measured)
-    factors = fit_factors(measured)
+    factors = fit_factors(measured, otherwise=otherwise)
     deviations: dict[str, list[float]] = {constant: [] for constant in factors.factors}
     for llm in {sample.llm for sample in measured}:
         others = fit_factors(sample for sample in measured if sample.llm != llm)
@@ -200,18 +225,22 @@ def _not_negative(rows: npt.NDArray[np.float64], values: npt.NDArray[np.float64]
 
 
 @cache
-def bundled_factors() -> RooflineFactors:
+def bundled_factors() -> dict[ServerKind, RooflineFactors]:
     """Return the factors that travel with the package, fitted on data/step_constants.csv."""
     return read_factors(bundled_table(_TABLE), label=_TABLE)
 
 
-def read_factors(text: str, *, label: str) -> RooflineFactors:
+def read_factors(text: str, *, label: str) -> dict[ServerKind, RooflineFactors]:
     """Read a table of factors. Raises InvalidInputError that lists every bad cell."""
     table = CsvTable(text, label=label, required=_COLUMNS, optional=())
-    factors: dict[str, dict[str, float]] = {}
-    uncertainty: dict[str, float] = {}
+    factors: dict[ServerKind, dict[str, dict[str, float]]] = {kind: {} for kind in ServerKind}
+    uncertainty: dict[ServerKind, dict[str, float]] = {kind: {} for kind in ServerKind}
     for row in table.rows():
         constant = row.text("constant")
+        if row.text("kind") not in set(ServerKind):
+            table.refuse(row.line, "kind", f"must be one of {', '.join(ServerKind)}, is {row.text('kind')[:40]!r}")
+            continue
+        kind = ServerKind(row.text("kind"))
         cells = {}
         for column in ("factor", "uncertainty_percent"):
             try:
@@ -220,19 +249,20 @@ def read_factors(text: str, *, label: str) -> RooflineFactors:
                 cells[column] = -1.0
             if not 0 <= cells[column] < np.inf:
                 table.refuse(row.line, column, f"must be a number >= 0, is {row.text(column)[:40]!r}")
-        factors.setdefault(constant, {})[row.text("part")] = cells["factor"]
-        uncertainty[constant] = cells["uncertainty_percent"] / 100
+        factors[kind].setdefault(constant, {})[row.text("part")] = cells["factor"]
+        uncertainty[kind][constant] = cells["uncertainty_percent"] / 100
     table.raise_violations()
-    return RooflineFactors(factors=factors, uncertainty=uncertainty)
+    return {kind: RooflineFactors(factors=factors[kind], uncertainty=uncertainty[kind]) for kind in ServerKind}
 
 
-def write_factors(factors: RooflineFactors, comments: Mapping[str, str]) -> str:
+def write_factors(factors: Mapping[ServerKind, RooflineFactors], comments: Mapping[str, str]) -> str:
     """Return the text of a table, under comment lines such as its source, licence and command."""
     out = io.StringIO(newline="")
     out.writelines(f"# {key}: {value}\n" for key, value in comments.items())
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for constant, by_part in factors.factors.items():
-        for part, factor in by_part.items():
-            writer.writerow([constant, part, f"{factor:.4g}", f"{100 * factors.uncertainty.get(constant, 0.0):.0f}"])
+    for kind, of_kind in factors.items():
+        for constant, by_part in of_kind.factors.items():
+            percent = f"{100 * of_kind.uncertainty.get(constant, 0.0):.0f}"
+            writer.writerows([kind, constant, part, f"{factor:.4g}", percent] for part, factor in by_part.items())
     return out.getvalue()
