@@ -34,7 +34,7 @@ QUEUED_SERVERS = (
     ("google/flan-ul2", "1xH100-80GB"),
     ("google/flan-ul2", "2xA100-40GB"),
 )
-"""Padding servers at whose 16 users requests already waited for a place in the batch."""
+"""Some padding servers at whose 16 users requests already waited for a place in the batch."""
 
 
 def _errors(
@@ -118,7 +118,7 @@ def test_encoder_decoders_from_the_8_user_run_alone(
 def test_the_weight_that_padding_servers_limit_is_that_of_the_longest_length_squared(
     servers: tuple[MeasuredServer, ...],
 ) -> None:
-    """Wherever requests queued: whoever is in the batch, its weight comes to the same limit; tokens would not."""
+    """Whoever is in the batch, its weight comes to the same limit, within .2 %; tokens are 7 to 48 % apart."""
     apart: dict[bool, list[float]] = {False: [], True: []}
     for server in servers:
         if (server.llm, server.gpu_profile) in QUEUED_SERVERS:
@@ -128,8 +128,8 @@ def test_the_weight_that_padding_servers_limit_is_that_of_the_longest_length_squ
                 ]
                 worst.append(max(weights) / min(weights) - 1)
     assert len(apart[True]) == len(QUEUED_SERVERS)
-    assert max(apart[True]) < 0.02
-    assert max(apart[False]) > 0.2
+    assert max(apart[True]) < 0.003
+    assert min(apart[False]) > 0.06
 
 
 def test_replies_under_way_had_ten_seconds_when_the_test_had_ended(servers: tuple[MeasuredServer, ...]) -> None:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,14 @@ def test_machine_code_that_could_be_stale_is_not_kept(monkeypatch: pytest.Monkey
     function: Any = compiled(doubled)
     assert not function._cache.cache_path
     assert function(21) == 42
+
+
+def test_numba_is_imported_without_what_scipy_multiplies_matrices_with() -> None:
+    """Nor is its import made to fail afterwards, which a None in its place would do."""
+    program = "import sys, llmpilot_perfmodel.compiled; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "numba.np.arraymath" in modules
+    assert not {"scipy.linalg", "scipy.linalg.cython_blas"} & set(modules)
 
 
 def test_stamp_changes_with_any_source_below_the_folder(tmp_path: Path) -> None:

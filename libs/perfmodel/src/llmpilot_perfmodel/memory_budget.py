@@ -124,7 +124,7 @@ class MemoryBudget:
             *(f"- {_gb(line.byte_count)} {line.name}: {line.explanation}" for line in self.lines),
             f"= {_gb(self.cache_bytes)} for the cache, at {self.kv_bytes_per_token / 1e3:,.0f} kB a token "
             f"{self.token_count:,} tokens",
-            f"largest maximum batch weight {self.largest_batch_weight:,}{safe}: {self.limit}",
+            f"largest batch {self.largest_batch_weight:,} tokens{safe}: {self.limit}",
         )
 
 

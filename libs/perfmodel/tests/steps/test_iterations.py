@@ -152,6 +152,14 @@ def test_the_batch_weight_is_the_most_that_a_batch_could_come_to() -> None:
     assert largest_batch_weight(is_padded=False) == 0
 
 
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("is_ok", [[False, False], [False, True]])
+def test_tokens_of_requests_that_failed_show_no_batch_weight(*, is_ok: list[bool], is_padded: bool) -> None:
+    """B has no tokens, whether it failed or not."""
+    timeline = replace(_timeline([(0, 100, [40.0, 60]), (70, 30, [])]), is_ok=np.array(is_ok))
+    assert largest_batch_weight(timeline, is_padded=is_padded) == 0
+
+
 @pytest.mark.parametrize("withholds", [False, True])
 @pytest.mark.parametrize(("is_padded", "weight"), [(False, 3_000), (True, 2_000_000)])
 def test_the_batch_weight_of_a_busy_server_is_its_setting(*, is_padded: bool, weight: int, withholds: bool) -> None:

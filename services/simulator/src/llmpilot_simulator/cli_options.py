@@ -16,7 +16,7 @@ _OPTIONS = (
         "--max-batch-weight",
         type=int,
         help="Of the batch: tokens; in TGIS without flash attention requests x longest^2.  "
-        "[default: the most that is safe]",
+        "[default: the most that is safe, or one request of 1,255 tokens]",
     ),
     click.option(
         "--precision", help="Of the weights: fp32, fp16, bf16, fp8, int8, int4.  [default: the config.json's]"

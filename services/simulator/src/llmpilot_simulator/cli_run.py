@@ -90,9 +90,11 @@ def run(
 
 @contextlib.contextmanager
 def _no_collections() -> Iterator[None]:
-    """Do without garbage collections: while the compiler is imported they take a tenth of a second and find nothing."""
+    """Do without garbage collections: they take a tenth of a second, most of it at imports, and find nothing."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

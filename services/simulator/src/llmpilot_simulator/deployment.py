@@ -133,11 +133,10 @@ class Deployment:
     def notes(self, *, explain: bool) -> tuple[str, ...]:
         """Return what somebody has to know who reads the numbers; explain: also where the memory goes."""
         weight = f"maximum batch weight {self.batch_weight:,} {self.weight_unit}"
+        if self.batch_weight > self.safe_batch_weight:
+            weight += f", more than the {self.safe_batch_weight:,} that are safe"
         if self.out_of_memory_tokens is not None:
-            weight += (
-                f", more than the {self.safe_batch_weight:,} that are safe: "
-                f"out of memory beyond {self.out_of_memory_tokens:,} tokens"
-            )
+            weight += f": out of memory beyond {self.out_of_memory_tokens:,} tokens"
         return (weight, f"step times: {self.step_source}", *(self.budget.explain() if explain else ()))
 
 
@@ -245,7 +244,10 @@ def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, unit: _Weigh
             f"{reasons}"
         )
     if request.max_batch_weight is not None:
-        budget.require_batch_weight(unit.most_tokens(request.max_batch_weight))
+        try:
+            budget.require_batch_weight(unit.most_tokens(request.max_batch_weight))
+        except PreconditionError as error:
+            raise PreconditionError(f"--max-batch-weight {request.max_batch_weight:,} {unit.name}: {error}") from error
         return request.max_batch_weight
     return max(
         unit.weight_within(budget.safe_batch_weight),

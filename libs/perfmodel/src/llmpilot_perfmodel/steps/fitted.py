@@ -75,7 +75,7 @@ class FittedConstants:
     prefill_error: float | None
     """The same over prefills; None: not known."""
     largest_batch_tokens: int
-    """The most tokens seen in a batch: the smallest that the measured server's largest batch weight can have been."""
+    """The most tokens seen in a batch, padding included where the server pads."""
     is_padded: bool
     """Whether the server padded its batches, so that the constants count padded tokens."""
     users: tuple[int, ...]

@@ -86,7 +86,7 @@ def largest_batch_weight(*timelines: TokenTimeline, is_padded: bool) -> int:
     """
     heaviest = 0
     for timeline in timelines:
-        if timeline.is_ok.any() and len(timeline.token_seconds):
+        if (timeline.is_ok & (np.diff(timeline.token_starts) > 0)).any():
             weights = _Clusters(timeline, _Tokens.of(timeline)).admitted_weights(is_padded=is_padded)
             heaviest = max(heaviest, round(np.quantile(weights, _CREDIBLE_SHARE, method="higher")))
     return heaviest
