@@ -12,7 +12,7 @@ from llmpilot_contracts.errors import Violation
 LARGEST_COUNT = 2**40
 """No server has more tokens, blocks or sequences; keeps the arithmetic of the compiled code far from overflow."""
 TGIS_BATCH_SIZE = 256
-"""Its default."""
+"""TGIS's default of max_batch_size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
