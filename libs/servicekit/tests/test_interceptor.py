@@ -9,6 +9,8 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from structlog.testing import capture_logs
 
+from llmpilot_contracts.errors import UnavailableError
+
 Serving = Callable[..., AbstractAsyncContextManager[Any]]
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -189,3 +191,35 @@ def test_a_client_that_vanishes_while_it_is_written_to_is_no_error(serving: Serv
     with capture_logs() as logs:
         asyncio.run(check())
     assert [entry for entry in logs if entry["log_level"] == "error"] == []
+
+
+def test_a_client_that_does_not_read_is_cut_off_without_a_word_in_the_log(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The message that it does not take is still on its way, so that no status can follow."""
+    has_failed = asyncio.Event()
+
+    async def write_until_it_takes_too_long(request: StringValue, context: Any) -> None:
+        try:
+            async with asyncio.timeout(0.2):
+                while True:
+                    await context.write(request)
+        except TimeoutError as error:
+            has_failed.set()
+            raise UnavailableError("the service is stopping") from error
+
+    async def check() -> None:
+        async with serving(write_until_it_takes_too_long, kind="unary_stream") as running:
+            async with grpc.aio.insecure_channel(running.address) as channel, asyncio.timeout(20):
+                method = channel.unary_stream(
+                    "/test.Echo/unary_stream",
+                    request_serializer=StringValue.SerializeToString,
+                    response_deserializer=StringValue.FromString,
+                )
+                call = method(StringValue(value="x" * 1_000_000))
+                assert await call.read()
+                await has_failed.wait()
+            await running.finished_calls("unary_stream", "UNAVAILABLE")
+
+    asyncio.run(check())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

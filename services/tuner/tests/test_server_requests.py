@@ -154,7 +154,7 @@ def test_servers_words_for_memory_are_known(text: str) -> None:
     [
         "",
         "RuntimeError: CUDA error: an illegal memory access was encountered",
-        "maximum batch weight 4,000 tokens, more than the 1,532 that are safe: out of memory beyond 2,358",
+        "maximum batch weight 4,000 tokens, more than the 1,532 that are safe: out of memory beyond 2,358 tokens",
         "ConnectionResetError: [Errno 104] Connection reset by peer",
     ],
 )

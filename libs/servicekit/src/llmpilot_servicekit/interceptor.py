@@ -108,7 +108,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except Exception as error:  # noqa: BLE001 nothing of the inside may leak to the caller
                 status = _status_of(error, method)
                 code = status.code.name
-                await context.abort_with_status(status)
+                await _abort(context, status)
             finally:
                 observe_seconds(time.perf_counter() - start_seconds)
                 code = code or getattr(context.code(), "name", None)  # set by the servicer; None: OK
@@ -148,6 +148,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
 
         return respond_in_time
+
+
+async def _abort(context: _Context, status: grpc.Status) -> None:
+    """End a call with a status, or without one where a message that the client does not take is still on its way."""
+    try:
+        await context.abort_with_status(status)
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
 
 
 def _with_writes(respond: Callable[[Any, _Context], Any]) -> _Respond:

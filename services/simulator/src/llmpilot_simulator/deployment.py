@@ -133,10 +133,11 @@ class Deployment:
     def notes(self, *, explain: bool) -> tuple[str, ...]:
         """Return what somebody has to know who reads the numbers; explain: also where the memory goes."""
         weight = f"maximum batch weight {self.batch_weight:,} {self.weight_unit}"
-        if self.batch_weight > self.safe_batch_weight:
-            weight += f", more than the {self.safe_batch_weight:,} that are safe"
         if self.out_of_memory_tokens is not None:
-            weight += f": out of memory beyond {self.out_of_memory_tokens:,} tokens"
+            weight += (
+                f", more than the {self.safe_batch_weight:,} that are safe: "
+                f"out of memory beyond {self.out_of_memory_tokens:,} tokens"
+            )
         return (weight, f"step times: {self.step_source}", *(self.budget.explain() if explain else ()))
 
 
