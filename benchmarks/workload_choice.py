@@ -232,7 +232,7 @@ class WorkloadChoice:
         return np.minimum(inputs, MAX_TOKENS - 1 - outputs), outputs
 
     def _lengths(self, family: str, use_case: str, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw inputs and outputs as long as the LLM makes them."""
+        """Draw inputs and outputs as long as the LLM makes them; the share of the outputs that comes is .5 or more."""
         inputs, outputs = self._draw(family, use_case, count, generator)
         input_scale, output_share = self._scales[family, use_case]
         shares = (np.arange(len(outputs)) + 0.5) / len(outputs)

@@ -196,7 +196,7 @@ def test_a_client_that_vanishes_while_it_is_written_to_is_no_error(serving: Serv
 def test_a_client_that_does_not_read_is_cut_off_without_a_word_in_the_log(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The message that it does not take is still on its way, so that no status can follow."""
+    """The status waits behind the message that it does not take, and is lost when the connection ends."""
     has_failed = asyncio.Event()
 
     async def write_until_it_takes_too_long(request: StringValue, context: Any) -> None:

@@ -118,4 +118,5 @@ def test_a_missing_or_unreadable_config_json_is_said_so(tmp_path: Path) -> None:
 def test_where_the_step_times_come_from_is_said() -> None:
     assert "step times: calibrated on public load tests of llama-13b" in deploy(wanted()).notes(explain=False)[1]
     assert "roofline" in deploy(wanted(llm="llama-3.1-8b")).step_source
+    assert "experts of one token" in deploy(wanted(llm="mixtral-8x7b-v0.1", gpu_profile="4xA100-40GB")).step_source
     assert "a fifth off" in deploy(wanted(llm="mpt-7b-instruct2", gpu_profile="2xH100-80GB")).step_source

@@ -69,6 +69,16 @@ def test_a_larger_llm_is_never_faster() -> None:
             assert getattr(small, field.name) <= getattr(large, field.name)
 
 
+def test_a_prefill_reads_every_expert() -> None:
+    """By hand: as Mixtral's experts are all that differs, .975 x their bytes / 1555 GB/s; one token reads 2 of 8."""
+    gpu = GPUS.require("8xA100-40GB")
+    mixtral = _work("mistralai/Mixtral-8x7B-v0.1", 8)
+    assert mixtral.experts is not None
+    dense = replace(mixtral, experts=None, weight_bytes=mixtral.weight_bytes - mixtral.experts.weight_bytes)
+    more = roofline_constants(mixtral, gpu).prefill_seconds - roofline_constants(dense, gpu).prefill_seconds
+    assert more == pytest.approx(0.9754 * 2 * 45.1e9 / 8 / 1555e9, rel=0.01)
+
+
 def test_more_bandwidth_never_makes_a_step_slower() -> None:
     slow, fast = (_constants("meta-llama/Llama-2-13b", name) for name in ("1xA100-40GB", "1xA100-80GB"))
     for field in fields(StepConstants):
@@ -205,3 +215,11 @@ def test_a_factor_that_is_no_number_is_named() -> None:
         "t line 2, factor: must be a number >= 0, is 'x'",
         "t line 3, kind: must be one of flash, padded, encoder-decoder, is 'old'",
     ]
+
+
+@pytest.mark.parametrize("kind", ServerKind)
+def test_a_kind_without_factors_is_named(kind: ServerKind) -> None:
+    lines = write_factors(bundled_factors(), {}).splitlines(keepends=True)
+    with pytest.raises(InvalidInputError) as caught:
+        read_factors("".join(line for line in lines if not line.startswith(f"{kind},")), label="t")
+    assert [str(violation) for violation in caught.value.violations] == [f"t: has no factors of kind {kind}"]

@@ -151,7 +151,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 async def _abort(context: _Context, status: grpc.Status) -> None:
-    """End a call with a status, or without one where a message that the client does not take is still on its way."""
+    """End a call with a status, or without one where the client goes before it has read what was sent earlier."""
     try:
         await context.abort_with_status(status)
     except grpc.aio.InternalError as error:

@@ -200,6 +200,8 @@ def _step_constants(
             load = f"{fitted.llm} under {fitted.users[0]} to {fitted.users[-1]} users"
             return fitted.constants, f"calibrated on public load tests of {load}, decode +-{fitted.decode_error:.0%}"
     doubt = "; without flash attention a fifth off on average" if work.is_padded else ""
+    if work.experts is not None:
+        doubt += "; too fast for large batches, as decodes count the experts of one token"
     return roofline_constants(work, profile), f"roofline, as nobody has measured this LLM on {profile.name}{doubt}"
 
 

@@ -3,7 +3,7 @@
 Each constant is a sum of times that follow from the sizes: bytes over memory bandwidth, floating-point operations over
 peak, exchanged bytes over the interconnect, and the host's work per layer or per request. How many times longer the
 real server takes than each is a factor (data/roofline_constants.csv), fitted on measured servers of the same kind.
-Invariant: no time is negative, and a larger LLM is never faster on the same GPUs.
+Invariant: no time is negative, and of two LLMs of a kind the one that is larger in every size is never faster on a GPU.
 Sources: Williams et al., "Roofline", 2009; Lazuka et al., 2024, for the measurements.
 """
 
@@ -117,6 +117,7 @@ def _parts(work: LlmWork, profile: GpuProfile) -> dict[str, dict[str, float]]:
     layers = work.layer_count + work.encoder_layer_count
     is_split = float(work.gpu_count > 1)
     weights = work.weight_bytes_read(1) / bandwidth
+    all_weights = work.weight_bytes / bandwidth  # the tokens of a prompt choose every expert
     # Two all-reduces a layer; a ring sends every number (n - 1) / n times each way.
     exchanged = 4 * layers * work.hidden_size * work.activation_bytes * (work.gpu_count - 1) / work.gpu_count
     if gpu.is_nvlink is False:
@@ -134,7 +135,7 @@ def _parts(work: LlmWork, profile: GpuProfile) -> dict[str, dict[str, float]]:
             "flops": work.decode_attention_flops_per_pair / peak,
         },
         "decode_seconds_per_moved_token": {"cache": work.kv_bytes_per_token / bandwidth},
-        "prefill_seconds": {"layer": layers, "split_layer": is_split * layers, "weights": weights},
+        "prefill_seconds": {"layer": layers, "split_layer": is_split * layers, "weights": all_weights},
         "prefill_seconds_per_token": {"flops": work.prefill_flops_per_token / peak, "exchange": exchange},
         "prefill_seconds_per_request": {"request": 1.0, "weights": weights},
     }
@@ -231,7 +232,7 @@ def bundled_factors() -> dict[ServerKind, RooflineFactors]:
 
 
 def read_factors(text: str, *, label: str) -> dict[ServerKind, RooflineFactors]:
-    """Read a table of factors. Raises InvalidInputError that lists every bad cell."""
+    """Read a table of factors. Raises InvalidInputError that lists every bad cell, else every kind without factors."""
     table = CsvTable(text, label=label, required=_COLUMNS, optional=())
     factors: dict[ServerKind, dict[str, dict[str, float]]] = {kind: {} for kind in ServerKind}
     uncertainty: dict[ServerKind, dict[str, float]] = {kind: {} for kind in ServerKind}
@@ -252,6 +253,8 @@ def read_factors(text: str, *, label: str) -> dict[ServerKind, RooflineFactors]:
         factors[kind].setdefault(constant, {})[row.text("part")] = cells["factor"]
         uncertainty[kind][constant] = cells["uncertainty_percent"] / 100
     table.raise_violations()
+    if missing := [kind for kind in ServerKind if not factors[kind]]:
+        raise InvalidInputError([Violation(label, f"has no factors of kind {kind}") for kind in missing])
     return {kind: RooflineFactors(factors=factors[kind], uncertainty=uncertainty[kind]) for kind in ServerKind}
 
 
