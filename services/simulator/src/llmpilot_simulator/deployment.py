@@ -16,6 +16,7 @@ from llmpilot_perfmodel.batching.policies import (
     TgisPolicy,
     Vllm0Policy,
     Vllm1Policy,
+    WeightDefinition,
 )
 from llmpilot_perfmodel.bundled_llms import bundled_config, find_bundled
 from llmpilot_perfmodel.gpu_catalogue import GpuProfile, load_catalogue
@@ -79,28 +80,7 @@ _SERVERS = {
 POLICY_NAMES = tuple(_SERVERS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _WeightUnit:
-    """What a server counts when it limits a batch."""
-
-    name: str
-    is_squared: bool
-
-    def weight_within(self, tokens: int) -> int:
-        """Return the largest weight with which no batch holds more tokens: where it pads, many short requests do."""
-        return tokens**2 // TGIS_BATCH_SIZE if self.is_squared else tokens
-
-    def most_tokens(self, weight: int) -> int:
-        """Return the most tokens that a batch of this weight holds."""
-        return math.isqrt(max(weight, 0) * TGIS_BATCH_SIZE) if self.is_squared else weight
-
-    def weight_of_request(self, tokens: int) -> int:
-        """Return what a request weighs alone."""
-        return tokens**2 if self.is_squared else tokens
-
-
-_TOKENS = _WeightUnit(name="tokens", is_squared=False)
-_PADDED = _WeightUnit(name="requests x longest^2 tokens", is_squared=True)
+_UNITS = {WeightDefinition.TOKENS: "tokens", WeightDefinition.PADDED_SQUARED: "requests x longest^2 tokens"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +92,8 @@ class Deployment:
     policy_name: str
     policy: Policy
     batch_weight: int
-    """What the batch may weigh, in `weight_unit`."""
-    weight_unit: str
-    safe_batch_weight: int
-    """The largest with which it has never run out of memory."""
+    """What the batch may weigh."""
+    weight_definition: WeightDefinition
     step_constants: StepConstants
     step_source: str
     """Where those come from, in a sentence."""
@@ -130,9 +108,14 @@ class Deployment:
         """What a legend shows."""
         return f"{self.llm_name} on {self.profile.name}"
 
+    @property
+    def safe_batch_weight(self) -> int:
+        """The largest with which it has never run out of memory."""
+        return _weight_within(self.weight_definition, self.budget.safe_batch_weight)
+
     def notes(self, *, explain: bool) -> tuple[str, ...]:
         """Return what somebody has to know who reads the numbers; explain: also where the memory goes."""
-        weight = f"maximum batch weight {self.batch_weight:,} {self.weight_unit}"
+        weight = f"maximum batch weight {self.batch_weight:,} {_UNITS[self.weight_definition]}"
         if self.out_of_memory_tokens is not None:
             weight += (
                 f", more than the {self.safe_batch_weight:,} that are safe: "
@@ -166,19 +149,19 @@ def deploy(request: DeploymentRequest) -> Deployment:
     server = _server(request.policy)
     work = llm_work(config, profile.gpu_count, precision)
     budget = memory_budget(work, profile, paged=server.paged)
-    unit = _PADDED if request.policy == "tgis" and work.is_padded else _TOKENS
-    weight = _batch_weight(request, budget, unit)
+    is_squared = request.policy == "tgis" and work.is_padded
+    definition = WeightDefinition.PADDED_SQUARED if is_squared else WeightDefinition.TOKENS
+    weight = _batch_weight(request, budget, definition)
     context_length = context_length_of(request, config)
     step_constants, step_source = _step_constants(name, config, work, profile, precision)
-    is_risky = unit.most_tokens(weight) > budget.largest_batch_weight
+    is_risky = _most_tokens(definition, weight) > budget.largest_batch_weight
     return Deployment(
         llm_name=name,
         profile=profile,
         policy_name=request.policy,
         policy=server.build(weight, work, context_length),
         batch_weight=weight,
-        weight_unit=unit.name,
-        safe_batch_weight=unit.weight_within(budget.safe_batch_weight),
+        weight_definition=definition,
         step_constants=step_constants,
         step_source=step_source,
         out_of_memory_tokens=budget.out_of_memory_tokens if is_risky else None,
@@ -239,7 +222,7 @@ def _server(policy: str) -> _Server:
     return _SERVERS[policy]
 
 
-def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, unit: _WeightUnit) -> int:
+def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, definition: WeightDefinition) -> int:
     if not budget.fits:
         reasons = "\n".join(budget.explain())
         raise PreconditionError(
@@ -248,11 +231,22 @@ def _batch_weight(request: DeploymentRequest, budget: MemoryBudget, unit: _Weigh
         )
     if request.max_batch_weight is not None:
         try:
-            budget.require_batch_weight(unit.most_tokens(request.max_batch_weight))
+            budget.require_batch_weight(_most_tokens(definition, request.max_batch_weight))
         except PreconditionError as error:
-            raise PreconditionError(f"--max-batch-weight {request.max_batch_weight:,} {unit.name}: {error}") from error
+            given = f"{request.max_batch_weight:,} {_UNITS[definition]}"
+            raise PreconditionError(f"--max-batch-weight {given}: {error}") from error
         return request.max_batch_weight
     return max(
-        unit.weight_within(budget.safe_batch_weight),
-        unit.weight_of_request(LARGEST_INPUT_TOKENS + LARGEST_OUTPUT_TOKENS),
+        _weight_within(definition, budget.safe_batch_weight),
+        definition.weight(1, LARGEST_INPUT_TOKENS + LARGEST_OUTPUT_TOKENS),
     )
+
+
+def _weight_within(definition: WeightDefinition, tokens: int) -> int:
+    """Return the largest weight with which no batch holds more tokens: where it pads, many short requests do."""
+    return tokens if definition is WeightDefinition.TOKENS else tokens**2 // TGIS_BATCH_SIZE
+
+
+def _most_tokens(definition: WeightDefinition, weight: int) -> int:
+    """Return the most tokens that a batch of this weight holds."""
+    return weight if definition is WeightDefinition.TOKENS else math.isqrt(max(weight, 0) * TGIS_BATCH_SIZE)

@@ -6,11 +6,34 @@ Invariant: a policy holds what an operator of that server would set, with the se
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from enum import StrEnum
 
 from llmpilot_contracts.errors import Violation
 
 LARGEST_COUNT = 2**40
 """No server has more tokens, blocks or sequences; keeps the arithmetic of the compiled code far from overflow."""
+
+
+class WeightDefinition(StrEnum):
+    """What a server calls the weight of a batch of n requests."""
+
+    TOKENS = "tokens"
+    """Input and output tokens of all requests; vLLM: those its KV blocks have room for."""
+    PADDED_SQUARED = "padded-squared"
+    """n times the square of the longest request's input and output tokens."""
+
+    def weight(self, request_count: int, sequence_tokens: int) -> int:
+        """Return the weight of so many requests of so many input and output tokens each."""
+        if self is WeightDefinition.TOKENS:
+            return request_count * sequence_tokens
+        return request_count * sequence_tokens**2
+
+    def longest(self, request_count: int, weight: int) -> int:
+        """Return the most tokens that each of so many requests can have within a weight."""
+        each = weight // request_count
+        return each if self is WeightDefinition.TOKENS else math.isqrt(each)
+
+
 TGIS_BATCH_SIZE = 256
 """TGIS's default of max_batch_size."""
 
@@ -20,17 +43,17 @@ class TgisPolicy:
     """Text Generation Inference Server (IBM): batches limited by weight, prefill preempts decode."""
 
     max_batch_weight: int
-    """Tokens that a batch may ever reach, input and largest output; for a padding server the square of those of the
-    longest sequence, times the number of sequences."""
+    """Of what a batch may ever reach, input and largest output."""
     max_batch_size: int = TGIS_BATCH_SIZE
     max_waiting_tokens: int = 12
     """Decode steps after which waiting requests are let in whatever their number."""
     is_padded: bool = False
     """Whether every sequence takes the length of the longest, as without flash attention."""
 
-    def weight(self, tokens: int) -> int:
-        """Return the weight of one sequence alone."""
-        return tokens**2 if self.is_padded else tokens
+    @property
+    def weight_definition(self) -> WeightDefinition:
+        """What it calls the weight of a batch."""
+        return WeightDefinition.PADDED_SQUARED if self.is_padded else WeightDefinition.TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +123,11 @@ def fit_violations(policy: Policy, input_tokens: int, max_output_tokens: int) ->
     total = input_tokens + max_output_tokens
     match policy:
         case TgisPolicy():
-            if policy.weight(total) > policy.max_batch_weight:
+            weight = policy.weight_definition.weight(1, total)
+            if weight > policy.max_batch_weight:
                 yield Violation(
                     "max_output_tokens",
-                    f"input and output may have {total} tokens, which weigh {policy.weight(total)}; max_batch_weight "
+                    f"input and output may have {total} tokens, which weigh {weight}; max_batch_weight "
                     f"is {policy.max_batch_weight}",
                 )
         case TgiPolicy():

@@ -5,9 +5,9 @@ Where a server's own count is not exact, what is admitted here is more, never le
 tokens weigh their own, padded or not, and a prefill limit does not shrink with what lies in the cache, as TGIS's does.
 """
 
+from llmpilot_perfmodel.batching.policies import WeightDefinition
 from llmpilot_perfmodel.step_memory.batch import Batch, Layout, Rows
 from llmpilot_tuner.domain.limits import Limits
-from llmpilot_tuner.domain.servers import WeightDefinition
 
 
 def is_admissible(batch: Batch, limits: Limits, weight: int) -> bool:

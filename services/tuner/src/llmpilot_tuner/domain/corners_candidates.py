@@ -9,9 +9,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from llmpilot_perfmodel.batching.policies import WeightDefinition
 from llmpilot_perfmodel.step_memory.batch import Layout, Rows
 from llmpilot_tuner.domain.limits import Limits
-from llmpilot_tuner.domain.servers import PrefillWeight, WeightDefinition
+from llmpilot_tuner.domain.servers import PrefillWeight
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 

@@ -11,13 +11,13 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from llmpilot_perfmodel.batching.policies import WeightDefinition
 from llmpilot_perfmodel.step_memory.batch import Batch, Rows
 from llmpilot_perfmodel.step_memory.moment import Amount, Floats
 from llmpilot_tuner.domain.corners_candidates import SHORTEST, Ints, grown, prefill_candidates
 from llmpilot_tuner.domain.corners_decoder import decode_batch, padded_decodes
 from llmpilot_tuner.domain.corners_encoder_decoder import decode_steps, decoder_rows
 from llmpilot_tuner.domain.limits import Limits
-from llmpilot_tuner.domain.servers import WeightDefinition
 
 Filling: TypeAlias = tuple[tuple[Floats, Floats], ...]
 """Groups of residents: of each prefill how many, and the tokens of each."""

@@ -3,10 +3,10 @@
 Sources: TGIS router/src/{batch_types,queue}.rs before paged attention, January 2024; TGI 3 backends/v3; vLLM V1.
 """
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from llmpilot_perfmodel.batching.policies import WeightDefinition
 from llmpilot_perfmodel.step_memory.batch import Layout
 
 
@@ -17,26 +17,6 @@ class Server(StrEnum):
     """IBM's Text Generation Inference Server as the paper ran it, in January 2024."""
     TGI = "tgi"
     VLLM = "vllm"
-
-
-class WeightDefinition(StrEnum):
-    """What a server calls the weight of a batch of n requests."""
-
-    TOKENS = "tokens"
-    """Input and output tokens of all requests; vLLM: those its KV blocks have room for."""
-    PADDED_SQUARED = "padded-squared"
-    """n times the square of the longest request's input and output tokens."""
-
-    def weight(self, request_count: int, sequence_tokens: int) -> int:
-        """Return the weight of so many requests of so many input and output tokens each."""
-        if self is WeightDefinition.TOKENS:
-            return request_count * sequence_tokens
-        return request_count * sequence_tokens**2
-
-    def longest(self, request_count: int, weight: int) -> int:
-        """Return the most tokens that each of so many requests can have within a weight."""
-        each = weight // request_count
-        return each if self is WeightDefinition.TOKENS else math.isqrt(each)
 
 
 class PrefillWeight(StrEnum):

@@ -9,11 +9,11 @@ from importlib.metadata import version
 import msgspec
 
 from llmpilot_contracts.errors import InvalidInputError, Violation
+from llmpilot_perfmodel.batching.policies import WeightDefinition
 from llmpilot_tuner.domain.limits import Limits
 from llmpilot_tuner.domain.plan import Plan, plan_of
 from llmpilot_tuner.domain.probing import Probe
 from llmpilot_tuner.domain.result import CaseHeadroom, CurvePoint, Soak, TuningResult
-from llmpilot_tuner.domain.servers import WeightDefinition
 from llmpilot_tuner.domain.spec import TuningSpec
 from llmpilot_tuner.outputs.words import EVIDENCE, WEIGHT_UNITS, batch_words
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
+from llmpilot_perfmodel.batching.policies import WeightDefinition
 from llmpilot_perfmodel.step_memory.batch import Batch, Rows
 from llmpilot_tuner.domain.probing import ProbeKind
-from llmpilot_tuner.domain.servers import WeightDefinition
 
 NOTHING = "–"
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from llmpilot_contracts.errors import InvalidInputError
+from llmpilot_perfmodel.batching.policies import WeightDefinition
 from llmpilot_perfmodel.step_memory.batch import Layout
 from llmpilot_tuner.domain.events import (
     RunEvent,
@@ -27,7 +28,6 @@ from llmpilot_tuner.domain.probing import (
 )
 from llmpilot_tuner.domain.result import TuningResult
 from llmpilot_tuner.domain.search import Search, plain_probe_count
-from llmpilot_tuner.domain.servers import WeightDefinition
 from llmpilot_tuner.domain.verdict import curve, headroom
 from llmpilot_tuner.server_probe.evidence import lower_weight
 from llmpilot_tuner.server_probe.probes import Emit, ServerProbes, prober_facts
