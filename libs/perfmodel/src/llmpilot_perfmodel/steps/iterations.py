@@ -185,26 +185,28 @@ class _Clusters:
         self._last = np.full(request_count, -1)
         np.minimum.at(self._first, tokens.request, tokens.cluster)
         np.maximum.at(self._last, tokens.request, tokens.cluster)
+        is_first = tokens.index == 0
+        self._new, self._old = self._per_cluster(is_first), self._per_cluster(~is_first)
+        self._is_prefill = (self._new > 0) & (self._old == 0)
+        """Clusters of first tokens alone."""
+        self._prefill_of = self._prefill_of_requests()
 
     def steps(self, *, is_padded: bool) -> ServerSteps:
-        is_first = self._tokens.index == 0
-        new, old = self._per_cluster(is_first), self._per_cluster(~is_first)
-        is_prefill = (new > 0) & (old == 0)
-        prefill_of = self._prefill_of_requests(is_prefill)
-        requests, prompt_tokens, pairs = self._prefill_work(prefill_of, is_padded=is_padded)
-        begin, is_begin_known = self._begins(prefill_of)
+        new, old = self._new, self._old
+        requests, prompt_tokens, pairs = self._prefill_work(is_padded=is_padded)
+        begin, is_begin_known = self._begins()
         seconds = self._seconds - begin
         usable = (
             is_begin_known
             & ~self._disturbed()
             & ((new == 0) | (old == 0))
-            & (old == self._decoding(is_prefill))
+            & (old == self._decoding())
             & (seconds > 0)
             & ((old > 0) | (requests > 0))
         )
         kept = np.flatnonzero(usable)
-        cached = self._cached_tokens(old, is_padded=is_padded)
-        before = np.where(is_prefill, new, old)  # a prefill into an idle server moves nothing
+        cached = self._cached_tokens(is_padded=is_padded)
+        before = np.where(self._is_prefill, new, old)  # a prefill into an idle server moves nothing
         has_changed = (old != np.concatenate([[0], before[:-1]])) | (requests > 0)
         return ServerSteps(
             seconds=seconds[kept],
@@ -219,10 +221,8 @@ class _Clusters:
 
     def admitted_weights(self, *, is_padded: bool) -> Integers:
         """Return what the batch can weigh at most from each prefill on, when one of its sequences ends."""
-        timeline, count = self._timeline, self._count
-        is_first = self._tokens.index == 0
-        prefill_of = self._prefill_of_requests((self._per_cluster(is_first) > 0) & (self._per_cluster(~is_first) == 0))
-        served = np.flatnonzero(timeline.is_ok & (prefill_of < count))
+        timeline, prefill_of = self._timeline, self._prefill_of
+        served = np.flatnonzero(timeline.is_ok & (prefill_of < self._count))
         prefills = np.unique(prefill_of[served])
         begin = np.searchsorted(prefills, prefill_of[served])
         spans = np.searchsorted(prefills, self._last[served], side="right") - begin
@@ -255,17 +255,17 @@ class _Clusters:
     def _per_cluster(self, chosen: Booleans) -> Integers:
         return np.bincount(self._tokens.cluster[chosen], minlength=self._count)
 
-    def _cached_tokens(self, old: Integers, *, is_padded: bool) -> Integers:
-        """Return what the sequences of each decode have in the cache; old: how many they are."""
+    def _cached_tokens(self, *, is_padded: bool) -> Integers:
+        """Return what the sequences of each decode have in the cache."""
         tokens = self._tokens
         lengths = self._timeline.input_tokens[tokens.request] + tokens.index
         lengths[tokens.index == 0] = 0
         if is_padded:
-            return np.maximum.reduceat(lengths, self._starts[:-1]) * old
+            return np.maximum.reduceat(lengths, self._starts[:-1]) * self._old
         return np.add.reduceat(lengths, self._starts[:-1])
 
-    def _prefill_of_requests(self, is_prefill: Booleans) -> Integers:
-        """Return the cluster in whose step each request's prefill was; is_prefill: clusters of first tokens alone.
+    def _prefill_of_requests(self) -> Integers:
+        """Return the cluster in whose step each request's prefill was.
 
         A withheld first token belongs to the prefill just before, if there was one that others' first tokens show.
         """
@@ -277,14 +277,14 @@ class _Clusters:
         np.minimum.at(earliest, prefill[shown], arrival[shown])
         begin = np.maximum(self._ends_before(), earliest)
         before = np.maximum(prefill - 1, 0)
-        joined = hidden & (prefill > 0) & is_prefill[before] & (arrival <= begin[before])
+        joined = hidden & (prefill > 0) & self._is_prefill[before] & (arrival <= begin[before])
         prefill[joined] -= 1
         return prefill
 
-    def _prefill_work(self, prefill_of: Integers, *, is_padded: bool) -> tuple[Integers, Integers, Floats]:
+    def _prefill_work(self, *, is_padded: bool) -> tuple[Integers, Integers, Floats]:
         """Return requests, prompt tokens and token pairs of the prefill in each cluster's step."""
-        has_prefill = prefill_of < self._count
-        cluster, inputs = prefill_of[has_prefill], self._timeline.input_tokens[has_prefill]
+        has_prefill = self._prefill_of < self._count
+        cluster, inputs = self._prefill_of[has_prefill], self._timeline.input_tokens[has_prefill]
         requests = np.bincount(cluster, minlength=self._count)
         if is_padded:
             longest = np.zeros(self._count, np.int64)
@@ -296,15 +296,15 @@ class _Clusters:
         np.add.at(pairs, cluster, inputs * (inputs + 1) / 2)
         return requests, tokens, pairs
 
-    def _decoding(self, is_prefill: Booleans) -> Integers:
+    def _decoding(self) -> Integers:
         """Return how many sequences must have got a token in each cluster; 0 where it is a prefill's."""
         present = self._last >= 0
         enters = np.where(_is_hidden(self._timeline), self._first, self._first + 1)
-        return np.where(is_prefill, 0, self._covering(enters[present], self._last[present]))
+        return np.where(self._is_prefill, 0, self._covering(enters[present], self._last[present]))
 
-    def _begins(self, prefill_of: Integers) -> tuple[Floats, Booleans]:
+    def _begins(self) -> tuple[Floats, Booleans]:
         """Return when the step of each cluster began, at the end of the one before or when work arrived, and if so."""
-        before = self._ends_before()
+        before, prefill_of = self._ends_before(), self._prefill_of
         known = prefill_of < self._count
         arrivals = self._timeline.arrival_seconds[known]
         earliest, latest = np.full(self._count, np.inf), np.full(self._count, -np.inf)
